@@ -203,6 +203,27 @@ def publish_fp8(directory: Path, family: str, block: tuple[int, int] | None = (3
     rewrite(directory, made, settings("fp8", block))
 
 
+def publish_deepseek_v4(directory: Path, block: tuple[int, int] = (8, 8), **changes: Any) -> None:
+    """Write a DeepSeek-V4 as it is published: experts in MXFP4, two codes a byte, other Linears in FP8 in blocks, with exponents
+    for scales, and what compresses keys in bfloat16."""
+    save(directory, "deepseek_v4", torch.bfloat16, **changes)
+    made: dict[str, Tensor] = {}
+    for name, tensor in load_file(directory / "model.safetensors").items():
+        path = name.removesuffix(".weight")
+        if ".experts." in name:
+            codes, scales = to_mxfp4(tensor)
+            made |= {name: codes.flatten(-2).view(torch.int8), f"{path}.scale": scales.view(torch.float8_e8m0fnu)}
+        elif path.endswith(("wq_a", "wq_b", "attn.wkv", "wo_a", "wo_b", "w1", "w2", "w3")):
+            _, scales = to_fp8(tensor, block)
+            powers = scales.log2().ceil().exp2()
+            whole = powers.repeat_interleave(block[0], 0)[: len(tensor)].repeat_interleave(block[1], 1)[:, : tensor.shape[1]]
+            codes = (tensor.float() / whole).to(torch.float8_e4m3fn)
+            made |= {name: codes, f"{path}.scale": powers.to(torch.float8_e8m0fnu)}
+        else:
+            made[name] = tensor
+    rewrite(directory, made, {**settings("fp8", block), "expert_dtype": "fp4", "scale_fmt": "ue8m0"})
+
+
 def as_published(name: str, weight: Tensor, form: str) -> dict[str, Tensor]:
     """The tensors of a matrix `weight` in FP8 in blocks ("fp8"), or as compressed-tensors has FP8 ("channels"), "int4", or codes of
     four bits with zero points ("asymmetric"), or as AWQ has it."""

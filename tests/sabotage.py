@@ -44,6 +44,7 @@ FORMAT, PACKED = "tests/kernels/test_residual_bits.py", "tests/kernels/test_resi
 MAMBA = "tests/models/recurrent_layers/test_mamba.py"
 MTP = "tests/heads/formats/test_mtp.py"
 STATES = "tests/models/stock/test_latent.py tests/test_cache.py"
+ENTRIES = "tests/test_compressed.py tests/test_compression.py"
 RECURRENCE = "tests/kernels/test_recurrence_cpu.py"
 RULE = "tests/kernels/gpu/test_rule.py tests/kernels/gpu/test_rule_walk.py"
 CHANNELS = "tests/kernels/test_channel_cpu.py tests/kernels/test_channel_order.py tests/kernels/test_channel_vectors.py"
@@ -213,7 +214,7 @@ MUTATIONS = (
     Mutation("on a GPU the last place in FP8 is no zero", "kernels/gpu/eighths.py", "tl.where(value == LAST, (number >> 31) << 31, number)", "number", "tests/kernels/gpu/test_eighths.py"),
     Mutation("an exception is not put back", "kernels/residual.py", "weights[exceptions[e, 0]] = exceptions[e, 1]", "pass", "tests/codecs"),
     Mutation("the path is not moved", "layer_states.py", "index_copy_(1, to, slab", "index_copy_(1, source, slab", CORE),
-    Mutation("a layer that slides goes back to what it lost", "layer_states.py", "return length if oldest_wanted >= oldest_held else 0", "return length", CORE),
+    Mutation("a layer that slides goes back to what it lost", "layer_states.py", "return length if oldest_wanted >= max(written - self.held, self.missing[row]) else 0", "return length", CORE),
     Mutation("what a chunk overwrote is forgotten", "cache.py", "self._written[row] = max(self._highest(row), end)", "pass", CORE),
     Mutation("a layer reads another layer's keys", "models/stock/shape.py", "own = {kind: index for index, kind in enumerate(kinds[: max(first, 0)])}", "own = {kind: kinds.index(kind) for kind in kinds}", "tests/models/stock/test_shape.py"),
     Mutation("a second table is not looked up", "models/embedding.py", "for table in beside:", "for table in beside[:0]:", "tests/models/test_embedding.py"),
@@ -244,6 +245,17 @@ MUTATIONS = (
     Mutation("an n-gram reaches beyond an end mark", "models/stock/ngrams.py", "torch.where(before < 0, module.eos_token_id, before)", "before.clamp(min=1)", NGRAMS),
     Mutation("taps beside an n-gram lie side by side", "models/stock/ngrams.py", "spread[:, ::apart] = weight", "spread[:, -weight.shape[1] :] = weight", NGRAMS),
     Mutation("a softmax begins where nothing is a number", "kernels/attention_cpu.py", "tops[r] = max(tops[r], LOWEST)", "tops[r] = tops[r]", "tests/kernels/test_chosen_keys.py"),
+    Mutation("compressed keys: an entry stays where its block went from", "compressed.py", "slab[row].index_copy_(1, into, slab[row].index_select(1, places))", "pass", ENTRIES),
+    Mutation("compressed keys: siblings share the place of an entry", "compressed.py", "self.straight + slots % self.spare", "positions // self.compressed.rate", ENTRIES),
+    Mutation("compressed keys: a block begins a token late", "compressed.py", "those.positions[:, None] - torch.arange(compressed.looks_back - 1, -1, -1)", "those.positions[:, None] - torch.arange(compressed.looks_back - 1, -1, -1) + 1", ENTRIES),
+    Mutation("compressed keys: an entry is made of a sibling's parts", "compressed.py", "self.places(those.slots_at(before.clamp(min=0)))", "self.places(before.clamp(min=0))", ENTRIES),
+    Mutation("compressed keys: a node sees the entry of a block that has not ended", "compressed.py", "counts = (nodes.positions + 1) // rate", "counts = (nodes.positions + 2) // rate", ENTRIES),
+    Mutation("compressed keys: a branch sees the entries of another", "compressed.py", "straight = torch.minimum(nodes.prefix // rate, counts)", "straight = counts", ENTRIES),
+    Mutation("compressed keys: parts for entries are forgotten with the window", "layer_states.py", "return max(self.window, self.compressed.looks_back if self.compressed is not None else 0)", "return self.window", ENTRIES),
+    Mutation("compressed keys: a copied row lacks entries", "compressed.py", "        for slab in self.entries.values():\n            slab[to] = slab[row]\n", "", ENTRIES),
+    Mutation("compressed keys: an entry is turned by the place of its last token", "models/stock/compressors.py", "torch.tensor([[number * rate]])", "torch.tensor([[number * rate + rate - 1]])", "tests/models/stock/test_compressors.py"),
+    Mutation("compressed keys: a first block counts what is not there", "models/stock/compressors.py", "if number == 0:", "if number < 0:", "tests/models/stock/test_compressors.py"),
+    Mutation("compressed keys: a router is told the numbers of rows", "models/mixtures/token_routers.py", "return (hidden,), {TOKENS: tokens}", "return given, named", "tests/models/mixtures/test_token_routers.py"),
     Mutation("an index stays where its keys went from", "layer_states.py", 'return slabs if self.index is None else {**slabs, "index": self.index}', "return slabs", "tests/models/stock/test_indexers.py"),
     Mutation("a layer that takes what another chose keeps an index", "models/stock/shape.py", '(kinds and kinds[index] == "shared")', "False", "tests/models/stock/test_indexers.py"),
     Mutation("the window is one too wide", "kernels/attention_cpu.py", "low = max(0, position + 1 - window)", "low = max(0, position - window)", "tests/models/test_families.py"),

@@ -76,6 +76,10 @@ and a new one runs as soon as transformers has it, if it is built like these.
 
 ## Kinds that run
 """
+WHERE = """\
+Mixtures of experts run on the processor, or on one other device. Models whose keys are compressed (`deepseek_v4`), whose index has
+keys of blocks (`glm5_next`, `qwen4_exp_text`), and those each head of which chooses what it looks at (`minimax_m3_vl_text`), run on the
+processor alone."""
 # From this heading on the page is written by hand.
 BY_HAND = "## Checkpoints that are published quantised"
 
@@ -153,9 +157,7 @@ def page(answers: dict[str, str], wrappers: set[str]) -> str:
     plain = [kind for kind in running if kind not in several]
     lines = [HEAD, ", ".join(f"`{kind}`" for kind in plain) + ".", ""]
     lines += ["Of these multimodal kinds the text model runs: " + ", ".join(f"`{kind}`" for kind in several) + ".", ""]
-    lines += ["Mixtures of experts run on the processor, or on one other device."]
-    lines += ["GLM-5.3-Flash (`glm5_next`), MiniMax-M3 and Qwen4-Exp run on the processor alone so far.", ""]
-    lines += ["## Kinds that are refused", ""]
+    lines += [WHERE, "", "## Kinds that are refused", ""]
     reasons: defaultdict[str, list[str]] = defaultdict(list)
     for kind, said in sorted(answers.items()):
         if said != RUNS:

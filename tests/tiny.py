@@ -265,6 +265,21 @@ MIXTURES: dict[str, dict[str, Any]] = {
         **_LATENT, **_GROUPED_EXPERTS, "qk_rope_head_dim": 16, "head_dim": 16, "kv_lora_rank": 40, "v_head_dim": 12,
         "first_k_dense_replace": 1, "layer_group_size": 2, "num_mtp_layers": 0,
     },
+    # entries of long blocks and, chosen by an index, of short ones that overlap, beside a window; experts by a table of tokens;
+    # three states side by side, and a projection in groups
+    "deepseek_v4": {
+        **_ROUTED_EXPERTS, "without": ("intermediate_size",), "num_hidden_layers": 4, "num_key_value_heads": 1, "head_dim": 32,
+        "q_lora_rank": 48, "o_lora_rank": 64,
+        "o_groups": 2, "hc_mult": 3, "partial_rotary_factor": 0.25, "sliding_window": 12, "index_topk": 5, "index_head_dim": 16,
+        "index_n_heads": 32, "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 7},
+        "layer_types": [
+            "heavily_compressed_attention", "sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention",
+        ],
+        "mlp_layer_types": ["hash_moe", "moe", "moe", "moe"],
+        "rope_parameters": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32.0, "beta_slow": 1.0,
+        },
+    },
     "dots1": {**_ROUTED_EXPERTS, "n_shared_experts": 1, "first_k_dense_replace": 1, "head_dim": 16},
     "hunyuan_v1_moe": {**_EXPERTS, "moe_topk": 2, "head_dim": 16, "intermediate_size": 64},
     # values smaller than keys, and more heads of keys in layers with a window
@@ -440,6 +455,9 @@ def stock(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **chan
         for name, buffer in model.named_buffers():
             if name.endswith(("correction_bias", "expert_bias", "moe_statics")):
                 buffer.normal_(0, 0.1)
+            # which experts a token goes to, where a table says so
+            elif name.endswith("tid2eid"):
+                buffer.copy_(torch.rand(len(buffer), config.n_routed_experts).argsort(dim=1)[:, : buffer.shape[1]])
             # what blocks multiply all by that they give
             elif name.endswith("layer_scalar"):
                 buffer.fill_(0.75)

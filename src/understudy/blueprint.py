@@ -282,7 +282,7 @@ class Blueprint:
         policy = self.options.policy
         padded = rows_together(self.options.batching, rows)
         if padded and not self.shape.holds_whole(-(-slots // 64) * 64):
-            why = "and this model has layers that recur or slide"
+            why = "and this model has layers that recur, slide or compress keys"
             raise UsageError(f"The policy {policy} pads rows on the left, {why}: choose ragged.")
         if padded and self.device.own_memory:
             raise UsageError(f"The policy {policy} is for the processor, not for {self.device.name}: choose ragged.")

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .compressed import CompressedState
 from .errors import CheckpointError
 from .layer_states import SCRATCH, FullState, LayerShape, LayerState, state_of
 from .recurrent import DEEPEST, Fold, RecurrentState, Room
@@ -47,6 +48,8 @@ class Cache:
             if shape.reads is None:
                 if self.spill_store is not None and shape in spilling:
                     self.layers.append(SpilledState(shape, rows, self.spill_store, dtype))
+                elif shape.compressed is not None:
+                    self.layers.append(CompressedState(shape, rows, capacity, self.scratch, dtype))
                 else:
                     self.layers.append(state_of(shape, rows, capacity, dtype, memory))
                 self.states.append(self.layers[-1])
@@ -187,7 +190,8 @@ class Cache:
     def block_bytes(self, tokens: int) -> int:
         """Bytes of what `taken` gives of so many tokens."""
         held = [state for state in self.layers if type(state) in (FullState, SpilledState)]
-        return sum(state.nbytes // (state.keys.shape[0] * state.keys.shape[2]) for state in held) * tokens
+        entries = sum(state.taken_bytes(tokens) for state in self.layers if isinstance(state, CompressedState))
+        return sum(state.nbytes // (state.keys.shape[0] * state.keys.shape[2]) for state in held) * tokens + entries
 
     def taken(self, row: int, start: int, end: int) -> dict[str, Tensor]:
         """Copies of what layers keep of tokens `start` to `end` of `row` alone, in memory of the host, by name."""

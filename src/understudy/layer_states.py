@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .compression import CompressedShape
 from .recurrent import RecurrentShape
 from .small_keys import LINES, STEP_BYTES, stored
 from .tiers.memory import arena
@@ -54,6 +55,8 @@ class LayerShape:
     beside: RecurrentShape | None = None
     # tokens before a node that are looked up with it; 0: none are
     history: int = 0
+    # how it compresses the keys of old tokens; None: it does not
+    compressed: CompressedShape | None = None
 
     @property
     def numbers(self) -> int:
@@ -75,7 +78,12 @@ class LayerShape:
     @property
     def window_slots(self) -> int:
         """Slots that a row needs to slide, however long the context; 0 where all tokens are held."""
-        return -(-(self.window + SCRATCH + GOING_BACK) // 64) * 64 if self.window and not self.shared else 0
+        return -(-(self.looks_back + SCRATCH + GOING_BACK) // 64) * 64 if self.window and not self.shared else 0
+
+    @property
+    def looks_back(self) -> int:
+        """Tokens of which each is needed as it is for the one after them, that included: a window, or what an entry is made of."""
+        return max(self.window, self.compressed.looks_back if self.compressed is not None else 0)
 
     def slots(self, capacity: int) -> int:
         """Slots that a row of this layer takes in a cache whose rows have `capacity`."""
@@ -145,6 +153,11 @@ class FullState:
         self.index = _untouched((rows, 1, slots, shape.index_size), dtype, device) if shape.index_size else None
 
     @property
+    def held(self) -> int:
+        """Places that a row has for its tokens."""
+        return self.keys.shape[2]
+
+    @property
     def slabs(self) -> dict[str, Tensor]:
         """What is kept of tokens, by name: [rows, heads, places, size] each."""
         slabs = {"keys": self.keys} if self.shape.latent else {"keys": self.keys, "values": self.values}
@@ -156,15 +169,14 @@ class FullState:
 
     @property
     def goes_back(self) -> int:
-        return self.keys.shape[2]
+        return self.held
 
     def growth(self, reached: int, slots: int) -> int:
         """Bytes that `slots` slots of a row take where `reached` of them have been written. 0 on a device: all is there."""
         if self.keys.device.type != "cpu":
             return 0
-        most = self.keys.shape[2]
-        line = self.nbytes // (self.keys.shape[0] * most)
-        return line * max(min(slots, most) - min(reached, most), 0)
+        line = self.nbytes // (self.keys.shape[0] * self.held)
+        return line * max(min(slots, self.held) - min(reached, self.held), 0)
 
     def places(self, slots: Tensor) -> Tensor:
         """Where in the tensors `slots` lie, on the device of the tensors."""
@@ -179,7 +191,7 @@ class FullState:
 
     def write_one(self, row: int, slot: int, keys: Tensor, values: Tensor) -> None:
         """Put keys and values [kv heads, size] of a single node at its slot; in memory of the host this is faster."""
-        place = slot % self.keys.shape[2]
+        place = slot % self.held
         self.keys[row, :, place] = stored(keys, self.keys)
         if not self.shape.latent:
             self.values[row, :, place] = stored(values, self.values)
@@ -191,9 +203,8 @@ class FullState:
 
     def keep(self, row: int, length: int, path: AcceptedPath) -> None:
         moves = path.moves(length, self.keys.device)
-        if moves is None:
-            return
-        self._put_over(row, moves)
+        if moves is not None:
+            self._put_over(row, moves)
 
     def move(self, row: int, slots: Tensor, to: Tensor) -> None:
         """Put what lies in `slots` [m] of `row` in the slots `to` [m] too; all is read before any is written."""
@@ -246,7 +257,7 @@ class SlidingState(FullState):
         self.missing = [0] * rows
 
     def places(self, slots: Tensor) -> Tensor:
-        return slots.to(self.keys.device) % self.keys.shape[2]
+        return slots.to(self.keys.device) % self.held
 
     @property
     def goes_back(self) -> int:
@@ -256,19 +267,17 @@ class SlidingState(FullState):
         return 0 < window <= self.shape.window
 
     def reach(self, row: int, length: int, written: int) -> int:
-        """`length` where the window of the next token is still held, else 0: what was overwritten depends, layer by layer, on
-        older and older tokens."""
-        oldest_wanted = max(length + 1 - self.shape.window, 0)
-        oldest_held = max(written - self.keys.shape[2], self.missing[row])
-        return length if oldest_wanted >= oldest_held else 0
+        """`length` where the window of the next token is held, else 0: what is lost depends, layer by layer, on older tokens."""
+        oldest_wanted = max(length + 1 - self.shape.looks_back, 0)
+        return length if oldest_wanted >= max(written - self.held, self.missing[row]) else 0
 
     def rewind(self, row: int, length: int) -> None:
         if length == 0:
             self.missing[row] = 0
 
     def copy(self, row: int, to: int, length: int) -> None:
-        self.keys[to] = self.keys[row]
-        self.values[to] = self.values[row]
+        for slab in self.slabs.values():
+            slab[to] = slab[row]
         self.missing[to] = self.missing[row]
 
     def taken(self, row: int, start: int, end: int) -> dict[str, Tensor]:
@@ -278,14 +287,14 @@ class SlidingState(FullState):
 
     def point(self, row: int, length: int) -> dict[str, Tensor]:
         """The window of the token after `length`: [kv heads, tokens, size] each."""
-        places = self.places(torch.arange(max(length + 1 - self.shape.window, 0), length))
-        return {"keys": self.keys[row][:, places].cpu(), "values": self.values[row][:, places].cpu()}
+        places = self.places(torch.arange(max(length + 1 - self.shape.looks_back, 0), length))
+        return {name: slab[row][:, places].cpu() for name, slab in self.slabs.items()}
 
     def resume(self, row: int, length: int, tensors: Mapping[str, Tensor]) -> None:
-        start = max(length + 1 - self.shape.window, 0)
+        start = max(length + 1 - self.shape.looks_back, 0)
         places = self.places(torch.arange(start, length))
-        for slab, new in ((self.keys, tensors["keys"]), (self.values, tensors["values"])):
-            slab[row][:, places] = new.to(slab.device)
+        for name, slab in self.slabs.items():
+            slab[row][:, places] = tensors[name].to(slab.device)
         self.missing[row] = start
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.tiny import save
-from understudy import LLM, cache, layer_states
+from understudy import LLM, cache, compressed, layer_states
 from understudy.models.model import Model
 from understudy.tree import Nodes, TokenTree
 from understudy.verify import accept
@@ -18,7 +18,12 @@ from understudy.verify import accept
 TEXT = [(i * i * 7 + i // 3) % 251 for i in range(150)]
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma3_text", "gemma3_text sliding", "gemma4_text", "gemma4-e sliding"])
+FAMILIES = ["llama", "gemma3_text", "gemma3_text sliding", "gemma4_text", "gemma4-e sliding", "deepseek_v4", "deepseek_v4 sliding"]
+# What layers keep in a family whose layers do not hold all tokens; others have some that do.
+COMPRESSING = {"deepseek_v4": compressed.CompressedState}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     family, _, sliding = request.param.partition(" ")
     path: Path = tmp_path_factory.mktemp("bits")
@@ -30,7 +35,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             patch.setattr(layer_states, "GOING_BACK", 0)
         with LLM(path, resident="none", memory="1GiB", context=256, rows=2) as llm:
             kinds = {type(layer) for layer in llm.model.cache.layers}
-            assert kinds == ({layer_states.FullState, layer_states.SlidingState} if sliding else {layer_states.FullState})
+            usual = COMPRESSING.get(family, layer_states.FullState)
+            assert kinds == {usual, layer_states.SlidingState if sliding else layer_states.FullState}
             yield llm.model
 
 

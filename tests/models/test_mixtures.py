@@ -15,7 +15,9 @@ PROMPT = [17, 45, 45, 200, 3, 17, 45, 99, 120, 7, 8, 9, 250, 31, 17, 45, 45]
 GREEDY = SamplingParams(max_new_tokens=20, ignore_eos=True)
 SAMPLED = SamplingParams(max_new_tokens=20, ignore_eos=True, temperature=0.7, seed=5)
 # Those that are tried with every way to hold and bring them.
-EVERY_WAY = ("qwen3_moe", "gpt_oss", "nemotron_h-experts", "llama4_text", "kimi_linear", "jamba", "dbrx", "qwen4_exp_text")
+EVERY_WAY = (
+    "qwen3_moe", "gpt_oss", "nemotron_h-experts", "llama4_text", "kimi_linear", "jamba", "dbrx", "qwen4_exp_text", "deepseek_v4",
+)  # fmt: skip
 
 
 def bytes_of(store: Store) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from tests.quantised import (
     compressed,
     dequantised,
     publish_compressed,
+    publish_deepseek_v4,
     publish_fp8,
     publish_mxfp4,
     publish_words,
@@ -38,6 +39,7 @@ FORMS: dict[str, Callable[[Path], None]] = {
     "qwen3 in FP8, one scale a row": lambda path: publish_fp8(path, "qwen3", (1, 1 << 16)),
     "qwen3_moe in FP8": lambda path: publish_fp8(path, "qwen3_moe"),
     "deepseek_v3 in FP8": lambda path: publish_fp8(path, "deepseek_v3", (8, 8)),
+    "deepseek_v4 in FP8 and FP4": publish_deepseek_v4,
     "minimax_m2 in FP8": lambda path: publish_fp8(path, "minimax_m2"),
     "qwen3_moe in FP8 of compressed-tensors": lambda path: publish_compressed(path, "qwen3_moe", "fp8"),
     "qwen3_moe in INT4 of compressed-tensors": lambda path: publish_compressed(path, "qwen3_moe", "int4"),
@@ -240,9 +242,10 @@ def test_a_part_in_fp8_that_is_damaged_is_refused(tmp_path: Path) -> None:
     assert "\n" not in str(refusal.value)
 
 
-def test_sizes_of_a_config_are_those_of_its_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("publish", [publish_mxfp4, publish_deepseek_v4])
+def test_sizes_of_a_config_are_those_of_its_checkpoint(publish: Callable[[Path], None], tmp_path: Path) -> None:
     source = tmp_path / "model"
-    publish_mxfp4(source)
+    publish(source)
     options: dict[str, Any] = {"memory": "1GiB", "rows": 1, "resident": "none", "codec": "raw", "bits": 4, "context": 128}
     from_config, from_checkpoint = LLM.plan_only(None, config=source, **options), LLM.plan_only(source, **options)
     prepared = LLM.plan_only(LLM.prepare(source, rows=1, codec="raw", bits=4).path, **{**options, "bits": "auto", "codec": "auto"})
@@ -295,6 +298,37 @@ def test_weights_in_four_bits_stream_as_their_codes_and_scales(family: str, tmp_
     assert texts[0] == texts[1] == texts[2] == texts[3]
     # and a header a part
     assert 4.5 < streamed["w4"] < 4.6 < streamed["delta"] / 2
+
+
+def test_experts_in_four_bits_beside_fp8_stream_as_they_are_published(tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    publish_deepseek_v4(source)
+    texts = []
+    for options in ({"method": "none", "codec": "raw"}, {"codec": "delta"}, {"codec": "fp8"}):
+        with opened(source, context=128, **options) as llm:
+            done = [llm.generate(PROMPT, params)[0] for params in (GREEDY, SAMPLED)]
+            store = llm.store
+        texts.append([text.token_ids for text in done])
+        assert min(text.stats.bytes_streamed for text in done) > 0
+        assert "method" in options or min(text.stats.accepted for text in done) > 0
+        codecs = {entry.spec.module: entry.codec for entry in store.linears.values()}
+        assert {codec for path, codec in codecs.items() if ".experts." in path} == {"mxfp4"}
+        assert codecs["model.layers.0.self_attn.o_a_proj.weight"] == options["codec"]
+        store.verify()
+        export(store, tmp_path / str(len(texts)))
+        for file in source.iterdir():
+            assert (tmp_path / str(len(texts)) / file.name).read_bytes() == file.read_bytes(), file.name
+    assert all(text == texts[0] for text in texts) and len(set(texts[0][1])) > 4
+
+
+def test_exponents_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    publish_deepseek_v4(tmp_path)
+    made = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.0.ffn.experts.0.w1"
+    for scales, says in ((made[f"{name}.scale"].float(), "exponents for each 16 bytes"), (made[f"{name}.scale"][1:], "has scales")):
+        rewrite(tmp_path, {**made, f"{name}.scale": scales.clone()})
+        with pytest.raises(CheckpointError, match=says):
+            opened(tmp_path)
 
 
 def test_weights_of_two_forms_have_what_fits_each(tmp_path: Path) -> None:

@@ -70,6 +70,18 @@ def test_of_states_side_by_side_the_first_is_heard() -> None:
         torch.testing.assert_close(noting.heard[number], states[place][0, 0])
 
 
+def test_of_states_that_are_mixed_in_each_layer_only_the_last_one_is_heard() -> None:
+    model, current, noting = stock("deepseek_v4"), CurrentPass(), Noting()
+    for tap in (1, -2, BEFORE_NORM):
+        with pytest.raises(UsageError, match="hand on 3 states side by side that are mixed anew each time: only -1"):
+            install(model, [tap], current)
+    install(model, [-1], current)
+    current.under_way = noting  # type: ignore[assignment]
+    with torch.no_grad():
+        last = model.model(IDS).last_hidden_state[0]
+    torch.testing.assert_close(noting.heard[0], last)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "granite", "qwen3_5_text", "cohere", "opt"])
 def test_what_lies_before_the_norm_is_what_the_norm_is_given(family: str) -> None:
     """transformers keeps it in no list: its `hidden_states` end with the output of the norm."""

@@ -78,7 +78,8 @@ def _use_all(store: Store, shape: ModelShape, dtype: torch.dtype, drafts: bool) 
             lead()
             if any(entry.mixture for entry in store.linears.values()):
                 draft_mixture.through()
-    if any(layer.index_size for layer in layers) and not shape.pools:
+    chooses = any(layer.index_size or (layer.compressed is not None and layer.compressed.index_size) for layer in layers)
+    if chooses and not shape.pools:
         _choose(processor, dtype, shape.heads_choose)
     recurrent = [layer.recurrent for layer in layers if layer.recurrent is not None]
     if recurrent:

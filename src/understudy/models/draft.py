@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cache import Cache
+from ..compressed import MakeEntry
 from ..devices import Device, DraftAttention
 from ..kernels.attention import AttentionSpec, Chosen
 from ..kernels.chosen_keys import IndexQuery
@@ -179,6 +180,10 @@ class Level:
         return self.hidden is None and self.short is self.nodes and self.placed.stages is None
 
     @property
+    def tokens(self) -> Tensor:
+        return self.nodes.tokens
+
+    @property
     def expert_kernels(self) -> ExpertKernels | None:
         return self.device.expert_kernels()
 
@@ -194,13 +199,23 @@ class Level:
     def history(self, layer: int) -> Tensor:
         return self.cache.histories[layer].before(self.nodes)
 
+    def compress(self, layer: int, parts: Tensor, make: MakeEntry, *, of_index: bool) -> None:
+        self.placed.entries.compress(layer, parts, make, of_index=of_index)
+
+    def choose_entries(self, layer: int, asked: IndexQuery) -> None:
+        self.placed.entries.choose(layer, asked)
+
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         state = self.cache.layer(layer, spec.window)
+        spec = self.placed.entries.looked_at(layer, spec)
         if self.cache.spills(layer):
             return self.short_attention(query, state.keys, state.values, spec)
         device, there = self.placed.seen_in(layer, spec)
         if spec.chosen.nodes is not None:
-            return device.draft_attention(there)(query, state.keys, state.values, spec)
+            # on a processor what a draft attends by goes over all places, of which each node looks at few
+            exact = partial(device.attend, nodes=there, spec=spec)
+            found = exact if not device.own_memory else partial(device.draft_attention(there), spec=spec)
+            return found(query, state.keys, state.values)
         if id(there) not in self._attentions:
             self._attentions[id(there)] = device.draft_attention(there)
         return self._attentions[id(there)](query, state.keys, state.values, spec)

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..codecs import codec, suited
+from ..compressed import spare_entries
 from ..devices import Device
 from ..kernels.pack import BLOCK, blocks_of
+from ..layer_states import SCRATCH, LayerShape
 from ..plan.demand import Footprint, LayerSize, LevelSize, SpillSizes
 from ..plan.residents import LinearSize
 from ..quantizers import fitting
@@ -243,6 +245,8 @@ def footprint_of(
 def _layer_size(shape: ModelShape, index: int, dtype: torch.dtype) -> LayerSize:
     """What layer `index` keeps of one sequence."""
     layer, kept = shape.layers[index], cache_dtype(dtype)
+    if layer.compressed is not None:
+        return _compressed_size(layer, index, kept)
     parts = [part for part in (layer.recurrent, layer.beside) if part is not None]
     records = sum(part.record_bytes(kept) for part in parts)
     return LayerSize(
@@ -251,6 +255,20 @@ def _layer_size(shape: ModelShape, index: int, dtype: torch.dtype) -> LayerSize:
         state_bytes=sum(part.row_bytes(DEEPEST, kept) for part in parts) - DEEPEST * records,
         record_bytes=records,
         reads=index if layer.reads is None else layer.reads,
+    )
+
+
+def _compressed_size(layer: LayerShape, index: int, kept: torch.dtype) -> LayerSize:
+    """The same where keys of old tokens are compressed: an entry of each block of the text, and beside these the latest tokens with
+    what entries are made of, and entries of a tree's nodes."""
+    compressed = layer.compressed
+    assert compressed is not None
+    entry = layer.key_size + compressed.index_size
+    token = layer.key_size + compressed.parts(layer.key_size) + compressed.parts(compressed.index_size)
+    return LayerSize(
+        token_bytes=-(-entry * kept.itemsize // compressed.rate),
+        state_bytes=(token * layer.window_slots + entry * spare_entries(SCRATCH)) * kept.itemsize,
+        reads=index,
     )
 
 

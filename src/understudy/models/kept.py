@@ -82,3 +82,13 @@ def float32_names(model: nn.Module, dtype: torch.dtype) -> Callable[[str], bool]
     listed = [*always, *(in_float16 if dtype == torch.float16 else ())] if dtype != torch.float32 else []
     pattern = re.compile("|".join(name.replace("*", ".*") for name in listed) or r"(?!)")
     return lambda name: pattern.search(name) is not None
+
+
+def is_table(buffer: torch.Tensor) -> bool:
+    """Is it a table of whole numbers, with several rows? What has one counts positions."""
+    return buffer.dim() == 2 and len(buffer) > 1 and whole_numbers(buffer.dtype)
+
+
+def whole_numbers(dtype: torch.dtype) -> bool:
+    """Are numbers of this type whole?"""
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)

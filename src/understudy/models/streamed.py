@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cache import Cache
+from ..compressed import MakeEntry
 from ..devices import Device
 from ..errors import CheckpointError, StoreError
 from ..kernels.attention import ALL, AttentionSpec, Chosen
@@ -28,11 +29,14 @@ from .hashed_rows import HashedTable
 from .kept import float32_names
 from .mixtures.experts import hand_over, mixes
 from .mixtures.routed import Rows
+from .path_entries import PathEntries
 from .pooled_keys import PooledQuery
 from .stock import hf, latent
 from .stock.names import finder, sources
 from .stock.stored_tensors import stored_buffers
 
+# In modules of ours that ask the pass under way: the `CurrentPass` of their model.
+ASKS = "understudy"
 # What stock code tells attention of the keys that it may look at, where these depend on what they hold.
 CHOSEN = ("indices", "block_indices")
 
@@ -42,6 +46,10 @@ class Pass(Protocol):
 
     # Its nodes. Inputs may have more rows, behind theirs.
     count: int
+
+    @property
+    def tokens(self) -> Tensor:
+        """[rows of its inputs] the tokens of its nodes; any behind them."""
 
     @property
     def expert_kernels(self) -> ExpertKernels | None:
@@ -59,6 +67,13 @@ class Pass(Protocol):
 
     def history(self, layer: int) -> Tensor:
         """The last tokens of each node's path that `layer` looks up together, [n, tokens], its own the last; -1 before the text."""
+
+    def compress(self, layer: int, parts: Tensor, make: MakeEntry, *, of_index: bool) -> None:
+        """Keep `parts` [n, numbers] of the pass's nodes, of which `make` makes entries of whole blocks: those that `layer` attends
+        to, or those of its index."""
+
+    def choose_entries(self, layer: int, asked: IndexQuery) -> None:
+        """Choose by the index of `layer`, which has the entries of the pass's nodes, what each of them looks at there."""
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         """Attention of query [n, heads, key size] over the KV cache: [n, heads, value size]."""
@@ -156,6 +171,8 @@ class Placed:
         self._there = {device.name: self.first}
         # By device and size of a chunk: the nodes as attention within chunks sees them.
         self._within: dict[tuple[str, int], Nodes] = {}
+        # What layers that compress keys find for the nodes.
+        self.entries = PathEntries(cache, self.at)
 
     def at(self, layer: int) -> tuple[Device, Nodes]:
         """The device of `layer`, with the nodes there."""
@@ -245,7 +262,7 @@ def pair(model: nn.Module, order: list[str], current: CurrentPass) -> None:
         bias = None if old.bias is None else nn.Parameter(torch.empty(0, dtype=old.bias.dtype), requires_grad=False)
         setattr(model.get_submodule(parent), name, StreamedLinear(current, index, bias, len(old.weight), old.weight.dtype))
     for module in model.modules():
-        if hasattr(module, "layer_idx"):
+        if hasattr(module, "layer_idx") or ASKS in vars(module):
             object.__setattr__(module, "understudy", current)
 
 

@@ -12,12 +12,10 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from .stock.shape import mixed_states
 from .stock.structure import decoder_blocks
-from .stock.wrapper import text_config
 from .streamed import CurrentPass
 
-# Where configs say how many states blocks hand on, of which none is the model's own.
-HYPER = ("hc_count", "hc_mult")
 # The tap of what the last decoder block gives, before the final norm.
 BEFORE_NORM = 1 << 20
 # The tap of what the block in the middle is given: number n // 2 of n blocks.
@@ -46,12 +44,15 @@ def install(model: nn.Module, taps: Sequence[int], current: CurrentPass) -> None
     """Make `model` hand its hidden states at `taps` to the pass under way, as tap number 0, 1, ... in the order of
     `taps`.
 
-    The decoder blocks are found by their Linears, which must still be there."""
+    The decoder blocks are found by their Linears, which must still be there. Raises UsageError for a place without one state."""
     _, blocks = decoder_blocks(model)
     # Some classes call their base, others what lies in it.
     decoder = model.get_decoder()  # type: ignore[operator]
     places = places_of(taps, len(blocks))
-    _refuse_streams(model.config, [place for place in places if place != len(blocks)])
+    mixed = mixed_states(model.config)
+    if between := [tap for tap, place in zip(taps, places, strict=True) if mixed > 1 and place != len(blocks)]:
+        what = f"its layers hand on {mixed} states side by side that are mixed anew each time"
+        raise UsageError(f"The drafter reads hidden state {between[0]} of this model, but {what}: only -1 can be read.")
     for number, place in enumerate(places):
         tap = _Tap(number, current)
         if place == 0:
@@ -61,14 +62,6 @@ def install(model: nn.Module, taps: Sequence[int], current: CurrentPass) -> None
             block.register_forward_hook(tap.after)
         else:
             decoder.register_forward_hook(tap.after_all)
-
-
-def _refuse_streams(config: Any, between: Sequence[int]) -> None:
-    """Raise UsageError for taps `between` blocks that hand on several states side by side, of which none is the model's own."""
-    streams = max((getattr(text_config(config), name, 1) for name in HYPER), default=1)
-    if between and streams > 1:
-        what = f"The drafter reads hidden states between layers, which this model has {streams} of side by side"
-        raise UsageError(f"{what} (hyper-connections): take one that reads the last alone, or --method substitute.")
 
 
 class _Tap:

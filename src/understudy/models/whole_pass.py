@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..compressed import MakeEntry
 from ..kernels import team
 from ..kernels.attention import ALL, AttentionSpec, Chosen
 from ..kernels.chosen_keys import IndexQuery
 from ..kernels.expert_kernels import ExpertKernels
 from ..kernels.recurrence import RuleStep, most_walked
+from ..layer_states import FullState
 from ..recurrent import RecurrentState, begins, tops
 from ..tree import Nodes, TokenTree
 from .by_rows import by_rows
@@ -71,6 +73,10 @@ class WholePass:
         return {"input_ids": ids, "position_ids": positions, "past_key_values": pass_cache(positions), "use_cache": True}
 
     @property
+    def tokens(self) -> Tensor:
+        return nn.functional.pad(self.nodes.tokens, (0, self.padding))
+
+    @property
     def expert_kernels(self) -> ExpertKernels | None:
         return self.view.device.expert_kernels()
 
@@ -97,26 +103,33 @@ class WholePass:
     def history(self, layer: int) -> Tensor:
         return nn.functional.pad(self.view.cache.histories[layer].before(self.nodes), (0, 0, 0, self.padding))
 
+    def compress(self, layer: int, parts: Tensor, make: MakeEntry, *, of_index: bool) -> None:
+        self.placed.entries.compress(layer, parts[: self.count], make, of_index=of_index)
+
+    def choose_entries(self, layer: int, asked: IndexQuery) -> None:
+        self.placed.entries.choose(layer, asked[: self.count])
+
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         view = self.view
         state = view.cache.layer(layer, spec.window)
+        spec = self.placed.entries.looked_at(layer, spec)
         if self._late is None:
             device, there = self.placed.seen_in(layer, spec)
             out = device.attend(query[: self.count], state.keys, state.values, there, spec)
         else:
-            out = self._by_and_by(layer, query, spec, *self._late)
+            out = self._by_and_by(layer, state, query, spec, self._late)
         return nn.functional.pad(out, (0, 0, 0, 0, 0, self.padding))
 
-    def _by_and_by(self, layer: int, query: Tensor, spec: AttentionSpec, keys: Tensor, values: Tensor) -> Tensor:
+    def _by_and_by(
+        self, layer: int, state: FullState, query: Tensor, spec: AttentionSpec, written: tuple[Tensor, Tensor]
+    ) -> Tensor:  # fmt: skip
         """Attention of a layer that slides: what a node looks back at is overwritten by nodes far after it."""
-        view = self.view
-        state = view.cache.layer(layer, spec.window)
         device, there = self.placed.at(layer)
+        seen = there if spec.chosen.nodes is None else spec.chosen.nodes
         found = []
         for part in _parts(self.count, self._at_once(layer)):
-            nodes = there[part]
-            view.cache.write(layer, nodes, None, keys[part], values[part])
-            found.append(device.attend(query[part], state.keys, state.values, nodes, spec))
+            self.view.cache.write(layer, there[part], None, *(each[part] for each in written))
+            found.append(device.attend(query[part], state.keys, state.values, seen[part], spec))
         return torch.cat(found)
 
     def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -181,6 +194,11 @@ class Rehearsal(WholePass):
     def choose(self, layer: int, keys: Tensor, asked: IndexQuery | PooledQuery) -> Chosen:
         """So is what an index chooses."""
         return ALL
+
+    def compress(self, layer: int, parts: Tensor, make: MakeEntry, *, of_index: bool) -> None:
+        """So is each entry."""
+
+    def choose_entries(self, layer: int, asked: IndexQuery) -> None: ...
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         size = self.view.cache.layers[layer].shape.value_size

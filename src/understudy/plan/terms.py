@@ -30,7 +30,7 @@ def _cache(plan: Plan, footprint: Footprint, request: PlanRequest) -> dict[str, 
     each = {
         "keys and values (layers that see all)": held - windows - scratch,
         "keys and values (sliding windows)": windows,
-        "states of recurrent layers": footprint.state_bytes,
+        "states of recurrent layers and what keys are compressed of": footprint.state_bytes,
         "scratch of trees": scratch + records,
     }
     return {name: nbytes * request.rows for name, nbytes in each.items()}

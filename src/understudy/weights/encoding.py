@@ -23,6 +23,7 @@ from .files import checksum
 from .layout import LinearSpec, ModelLayout, same_rows
 from .shards import one_type
 
+WHOLE = (torch.int64, torch.int32)
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -94,11 +95,11 @@ class Encoding:
 
 
 def check_weight(info: TensorInfo, shape: tuple[int, ...], *, whole: bool = False) -> None:
-    """Raise CheckpointError unless the tensor is a weight of floats, or of `whole` numbers, in the shape that the model wants."""
+    """Raise CheckpointError unless the tensor is of floats, or of `whole` numbers, and in the shape that the model wants."""
     if info.packed is not None and info.packed.fault:
         raise CheckpointError(f"{info.file}: {info.packed.codes.name} {info.packed.fault}.")
-    if whole and info.dtype != torch.int64:
-        raise CheckpointError(f"{info.file}: {info.name} is {info.kind}, where whole numbers of 64 bits are needed.")
+    if whole and info.dtype not in WHOLE:
+        raise CheckpointError(f"{info.file}: {info.name} is {info.kind}, where whole numbers are needed: the checkpoint is broken.")
     if not whole and info.dtype not in FLOATS:
         wide = info.dtype == torch.float64
         advice = "load the model in float32 and save it" if wide else "choose a checkpoint that is not quantised"

@@ -21,6 +21,8 @@ from .words import AWQ, GPTQ
 COMPRESSED = "compressed-tensors"
 _SETTINGS, _METHOD = "quantization_config", "quant_method"
 _WEIGHT, _BLOCKS, _SCALES, _ZEROS, _QWEIGHT = ".weight", "_blocks", "_scales", ".weight_zero_point", ".qweight"
+# What configs call MXFP4 beside FP8, and what is in the names of the weights that it is said of.
+FP4, _EXPERTS = "fp4", ".experts."
 # Bytes of a block in MXFP4, of two codes each.
 _PAIRS = 16
 _CODES = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -108,9 +110,9 @@ def in_words(config: Mapping[str, Any]) -> str:
         return by_columns.in_words(settings)
     if form == COMPRESSED:
         return " and ".join(dict.fromkeys(map(_group_in_words, _groups(settings))))
-    block = settings.get("weight_block_size")
+    block, fours = settings.get("weight_block_size"), " with experts in MXFP4" if _experts_in_fp4(config) else ""
     blocks = f" in blocks of {block[0]} x {block[1]}" if form == FP8 and isinstance(block, list) and len(block) == 2 else ""
-    return form.upper() + blocks
+    return form.upper() + blocks + fours
 
 
 def _group_in_words(group: Mapping[str, Any]) -> str:
@@ -157,7 +159,7 @@ def unpacked(config: Mapping[str, Any], stored: Mapping[str, TensorInfo]) -> Map
     return {name: info for name, info in found.items() if name not in beside}
 
 
-def foretold(info: TensorInfo, shape: tuple[int, int, int]) -> TensorInfo:
+def foretold(info: TensorInfo, shape: tuple[int, ...]) -> TensorInfo:
     """The matrices [experts, out, in] of this `shape`, of which `info` is foretold, as they are published in MXFP4: nothing of them
     can be read."""
     *rows, columns = shape
@@ -179,8 +181,15 @@ def foretold_codes(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo],
     left = [str(name).removeprefix("re:.*") for name in settings.get("modules_to_not_convert") or settings.get("ignore") or ()]
     infos = [tensors[name] for spec in layout.linears[:-1] for name in spec.tensors if not any(each in name for each in left)]
     more = by_columns.rounding(settings, dtype_of(config)) if form in (GPTQ, AWQ) else {}
-    made = ((info, _codes(info, kinds == {"float"})) for info in infos)
-    return {info.name: replace(info, packed=Packed(codes, codes, **more)) for info, codes in made}
+    fours = {info.name for info in infos if _experts_in_fp4(config) and _EXPERTS in info.name}
+    made = ((info, _codes(info, kinds == {"float"})) for info in infos if info.name not in fours)
+    found = {info.name: replace(info, packed=Packed(codes, codes, **more)) for info, codes in made}
+    return found | {name: foretold(tensors[name], tensors[name].shape) for name in fours}
+
+
+def _experts_in_fp4(config: Mapping[str, Any]) -> bool:
+    """Does a config.json say that experts are published in MXFP4 beside what is in FP8?"""
+    return form_of(config) == FP8 and FP4 in (config.get("expert_dtype"), settings_of(config).get("expert_dtype"))
 
 
 def _codes(info: TensorInfo, wide: bool) -> TensorInfo:
@@ -198,6 +207,16 @@ def _mxfp4(codes: TensorInfo, scales: TensorInfo, *_: Any) -> Packed:
         what = f"has scales {list(scales.shape)} of {scales.kind}, where {list(codes.shape[:-1])} of uint8 are needed"
         return Packed(codes, scales, fault=f"{what}. Get the model again")
     return Packed(codes, scales, (1, 2 * _PAIRS))
+
+
+def _fp4(codes: TensorInfo, scales: TensorInfo, *_: Any) -> Packed:
+    """MXFP4 beside FP8, as experts may be published: blocks of 16 bytes stand side by side in a row."""
+    groups = (*codes.shape[:-1], codes.shape[-1] // _PAIRS)
+    if codes.shape[-1] % _PAIRS or scales.dtype not in (torch.uint8, torch.float8_e8m0fnu):
+        what = f"is {list(codes.shape)} with scales of {scales.kind}, where exponents for each {_PAIRS} bytes are needed"
+        return Packed(codes, scales, fault=f"{what}. Get the model again")
+    blocks = replace(codes, dtype=torch.uint8, shape=(*groups, _PAIRS))
+    return _mxfp4(blocks, replace(scales, dtype=torch.uint8))
 
 
 def _fp8(codes: TensorInfo, scales: TensorInfo, _: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Packed:
@@ -262,6 +281,7 @@ _RULES: dict[str, tuple[_Rule, ...]] = {
         _Rule(
             _WEIGHT, _CODES, (".weight_scale_inv", ".scale", ".qscale_weight"), _WEIGHT, _fp8, (".activation_scale", ".input_scale")
         ),
+        _Rule(_WEIGHT, (torch.int8,), (".weight_scale_inv", ".scale"), _WEIGHT, _fp4),
     ),
     MXFP4: (_Rule(_BLOCKS, (torch.uint8,), (_SCALES,), "", _mxfp4),),
     COMPRESSED: (

@@ -181,7 +181,7 @@ def test_a_piece_of_a_table_is_missing_or_damaged(tmp_path: Path) -> None:
 def test_states_between_layers_are_several(tmp_path: Path) -> None:
     model = structure.skeleton(config_of(), torch.float32, attention_name())
     install(model, [-1], None)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="which this model has 4 of side by side"):
+    with pytest.raises(UsageError, match="hand on 4 states side by side"):
         install(model, [-2], None)  # type: ignore[arg-type]
 
 

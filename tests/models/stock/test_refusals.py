@@ -31,7 +31,7 @@ from understudy.models.streamed import attention_name
         ({"model_type": "llama", "quantization_config": {"bits": 4}}, "quantised"),
         ({"model_type": "minimax_m3_vl_text", "layer_types": ["full_attention", "minimax_m3_sparse"]}, "attention is sparse"),
         ({"model_type": "qwen4_exp_text", "layer_types": ["indexed_attention"]}, "gives no sizes .such as indexer_compress_ratio"),
-        ({"model_type": "deepseek_v4", "layer_types": ["compressed_sparse_attention"]}, "attention is sparse"),
+        ({"model_type": "odd", "layer_types": ["compressed_sparse_attention"]}, "attention is sparse"),
     ],
 )
 def test_what_cannot_run_exactly_is_refused_by_name(config: dict[str, object], word: str) -> None:
@@ -103,7 +103,7 @@ def test_what_is_read_is_no_obstacle(settings: dict[str, object], where: str) ->
 
 @pytest.mark.parametrize(
     ("more", "named"),
-    [({"expert_dtype": "fp4"}, "expert_dtype is 'fp4'"), ({"modules_to_convert": ["table"]}, "modules_to_convert")],
+    [({"expert_dtype": "nvfp4"}, "expert_dtype is 'nvfp4'"), ({"modules_to_convert": ["table"]}, "modules_to_convert")],
 )
 def test_what_fp8_says_of_some_weights_alone_is_named(more: dict[str, object], named: str) -> None:
     settings = {"quant_method": "fp8", "weight_block_size": [128, 128], **more}

@@ -17,6 +17,7 @@ from ...errors import CheckpointError
 from ...models.mixtures.experts import stacks
 from ...models.stock.bare import STACKED
 from ...models.stock.names import finder
+from ...models.stock.shape import mixed_states
 from ...models.stock.wrapper import text_config
 from ...weights.entries import Stored
 from ...weights.store import Store
@@ -107,6 +108,8 @@ def _sought(bearer: Bearer) -> MtpSource | None:
         if other := next((name for name in bearer.aside if ANY.search(name)), None):
             raise CheckpointError(f"{_what(bearer)} of a kind that is not known, which {other!r} is of; not supported yet.")
         return None
+    if (states := mixed_states(bearer.config)) > 1:
+        raise CheckpointError(f"{_what(bearer)} that reads {states} states side by side; not supported yet.")
     count = max(naming.layers) + 1
     if lacking := set(range(count)) - naming.layers.keys():
         raise CheckpointError(f"{_what(bearer)} that is not whole: of {count} layers there is no {min(lacking) + 1}. Get it again.")

@@ -17,7 +17,7 @@ from .routed import Routed
 # The class of a stack, and that of a network of two.
 STACK, NETWORK = "JetMoeParallelExperts", "JetMoeMoE"
 # What `experts` asks of a module of experts.
-_KIND = {
+LONE = {
     "has_gate": False, "has_bias": False, "has_post_expert_norm": False, "is_transposed": False, "is_concatenated": True,
     "_apply_gate": None, STACKS: ("weight",),
 }  # fmt: skip
@@ -27,7 +27,7 @@ def install_lone_stacks(model: nn.Module) -> None:
     """Let stacks of the stock `model` that are multiplied by one at a time be those of experts, and networks use them so."""
     for module in model.modules():
         if type(module).__name__ == STACK:
-            for name, value in _KIND.items():
+            for name, value in LONE.items():
                 object.__setattr__(module, name, value)
         elif type(module).__name__ == NETWORK:
             object.__setattr__(module, "forward", partial(_network, module))

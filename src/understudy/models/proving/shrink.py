@@ -24,6 +24,8 @@ INNER = 240
 # Heads of an index at least: with few, many tokens have a score of nought, and transformers takes any of them.
 INDEX_HEADS = 32
 # Blocks of tokens that an index chooses, and tokens of a block.
+# Tokens of a block that is compressed to one key at most.
+COMPRESSED = 6
 INDEX_BLOCKS = {"index_topk_blocks": 2, "index_block_size": 3}
 MOST_KINDS = 8
 
@@ -119,6 +121,8 @@ def _shorten(values: dict[str, Any], names: dict[str, str]) -> None:
             values[key] = min(float(value), SOFTCAP)
         elif key == "index_n_heads" and _positive(value) and _positive(values.get("index_topk")):
             values[key] = max(value, INDEX_HEADS)
+        elif key == "compress_rates" and value:
+            values[key] = {kind: min(rate, COMPRESSED) for kind, rate in value.items()}
         elif key in INDEX_BLOCKS and _positive(value):
             values[key] = min(value, INDEX_BLOCKS[key])
 

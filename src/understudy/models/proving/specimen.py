@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...seeds import seeded
 from ...tree import TokenTree
+from ..mixtures.token_routers import tables_of_tokens
 from ..recurrent_layers.mixers import recurs
 from ..stock import structure
 from ..stock.wrapper import text_config
@@ -95,6 +96,12 @@ def _randomise(model: nn.Module) -> None:
                 tensor.copy_(noise * 1.3 / tensor.shape[-1] ** 0.5)
             else:
                 tensor.add_(noise, alpha=0.2)
+        # which experts each token goes to
+        for router in model.modules():
+            for name in tables_of_tokens(router):
+                table = router.get_buffer(name)
+                order = torch.rand(len(table), router.num_experts, generator=random).argsort(dim=1)  # type: ignore[call-overload]
+                table.copy_(order[:, : table.shape[1]])
 
 
 def texts_for(config: Any) -> tuple[Text, ...]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...errors import CheckpointError
 from ...kernels.attention import ALL, Chosen
 from ...kernels.chosen_keys import IndexQuery
+from .compressors import compresses
 from .pooled_index import pools
 
 # The values of a stock index that say how many tokens a node looks at; or how many blocks, of how many tokens, and how many of the
@@ -106,7 +107,9 @@ def install_indexers(model: nn.Module) -> int:
     """Let each index of the stock `model` ask the pass under way; returns how many there are."""
     count = 0
     for module in model.modules():
-        if (_is(module, TOKENS) or _is(module, BLOCKS)) and not pools(module):
+        if compresses(module) or pools(module):
+            continue
+        if _is(module, TOKENS) or _is(module, BLOCKS):
             names = list(signature(type(module).forward).parameters)[1:]
             module.register_forward_pre_hook(partial(_noted, names), with_kwargs=True)
             module.register_forward_hook(_chosen, with_kwargs=True)

@@ -18,6 +18,8 @@ _STATEFUL = ("mamba", "rwkv", "xlstm")
 _SPARSE = ("sparse", "compressed")
 # Where configs say that such layers choose whole blocks of tokens, as MiniMax-M3 does.
 _BLOCKS_CHOSEN = ("index_topk_blocks", "sparse_attention_config")
+# Where they say how many tokens layers compress to one key, as DeepSeek-V4 does.
+_COMPRESSED = ("compress_rates",)
 # What configs call layers with an index, and where they say how much that chooses.
 _INDEXED, _INDEX_SIZES = "indexed_attention", ("indexer_compress_ratio", "index_topk")
 # Where configs name the kind of each layer.
@@ -26,7 +28,7 @@ _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types")
 _QUANTISED = ("quantization_config", "compression_config", "quantization")
 _METHOD = ("quant_method", "quant_algo", "format", "mode")
 # What FP8 may say of some weights, and what is read.
-_FURTHER = {"expert_dtype": "fp8", "modules_to_convert": []}
+_FURTHER = {"expert_dtype": ("fp8", "fp4"), "modules_to_convert": ()}
 # What quantised weights are called in the place of `weight`: by GPTQ and AWQ, by compressed-tensors, by HQQ.
 _PACKED = ("qweight", "weight_packed", "W_q")
 
@@ -55,7 +57,7 @@ def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None
     if not any(known):
         stateful += [str(kind) for word in _STATEFUL if word in str(config.get("model_type"))]
     sparse = next((name for name in kinds if any(word in name for word in _SPARSE)), None)
-    if sparse is not None and not any(config.get(name) for name in _BLOCKS_CHOSEN):
+    if sparse is not None and not any(config.get(name) for name in (*_BLOCKS_CHOSEN, *_COMPRESSED)):
         refuse(f"its attention is sparse ({sparse}): an index chooses the earlier tokens that a layer looks at")
     if _INDEXED in kinds and not any(config.get(name) for name in _INDEX_SIZES):
         refuse(f"its layers have an index ({_INDEXED}), of which its config gives no sizes (such as {_INDEX_SIZES[0]})")
@@ -83,8 +85,8 @@ def refuse_quantised(kind: str, *configs: Mapping[str, Any]) -> None:
 
 def _refuse_further(kind: str, settings: Mapping[str, Any]) -> None:
     """Raise CheckpointError for weights in FP8, or MXFP4, of which some are in a form that is not read."""
-    for name, value in _FURTHER.items():
-        if settings.get(name) not in (None, [], value):
+    for name, values in _FURTHER.items():
+        if settings.get(name) not in (None, [], *values):
             raise CheckpointError(_quantised(f"Some weights of this {kind!r} model", f"{name} is {settings[name]!r}"))
 
 

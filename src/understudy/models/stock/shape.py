@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ...compression import CompressedShape
 from ...devices import Device
 from ...errors import CheckpointError, UsageError
 from ...layer_states import LayerShape
@@ -24,8 +25,12 @@ WINDOW_IN_EVERY_LAYER = ("mistral", "phi3", "starcoder2")
 WIDER_WINDOWS = ("mimo_v2_flash",)
 # Where configs say of how many tokens an index has one key: one of means, or one that learns what each token counts.
 MEANS, LEARNS = "indexer_compress_ratio", "index_kpool"
-# Where configs say how many states layers hand on side by side.
-STREAMS = ("altup_num_inputs", "hc_count", "hc_mult")
+# In the kinds of layers that choose what they look at.
+SPARSE = "sparse"
+# Where configs say how many states layers hand on side by side: of such as are mixed anew in each layer, and of all.
+MIXED = ("hc_count", "hc_mult")
+STREAMS = ("altup_num_inputs", *MIXED)
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -108,7 +113,7 @@ class ModelShape:
 
     def holds_whole(self, slots: int) -> bool:
         """Does every layer hold the keys and values of a text of `slots` tokens, and nothing else?"""
-        return not self.recurs and all(layer.slots(slots) == slots for layer in self.layers)
+        return not self.recurs and all(layer.slots(slots) == slots and not layer.compressed for layer in self.layers)
 
     def widest_line(self, dtype: torch.dtype) -> int:
         """Bytes of the keys, or of the values, of a token in the widest layer of a model that computes in `dtype`."""
@@ -180,7 +185,14 @@ def _alone(layers: Sequence[LayerShape], heads_choose: bool, pools: bool) -> str
         return "Each head of this model chooses the tokens that it looks at"
     if pools:
         return "An index of this model chooses blocks of tokens"
+    if any(layer.compressed for layer in layers):
+        return "Layers of this model compress the keys of old tokens"
     return "This model looks n-grams up" if any(layer.history for layer in layers) else ""
+
+
+def mixed_states(config: Any) -> int:
+    """How many states the layers of a model hand on side by side that are mixed anew in each (hyper-connections)."""
+    return max(getattr(text_config(config), name, None) or 1 for name in MIXED)
 
 
 def keeps_states(devices: Sequence[Device]) -> bool:
@@ -192,6 +204,8 @@ def _needs_all_bits(config: Any, latent: bool) -> str:
     """See `ModelShape.all_bits`."""
     if config.model_type in ALIBI:
         return f"Keys of a {config.model_type!r} model cannot have 8 bits: they hold positions, which these do not tell apart."
+    if getattr(config, "compress_rates", None):
+        return f"A {config.model_type!r} model compresses the keys of old tokens, and what it keeps has no 8 bits."
     if latent and getattr(config, "kv_lora_rank", None):
         return f"A {config.model_type!r} model keeps a latent state in the place of keys and values, and that has no 8 bits."
     return ""
@@ -208,9 +222,12 @@ def _layer_shape(config: Any, index: int, reads: int | None, latent: bool) -> La
         keeps_nothing = bool(kinds) and values["layer_types"][index] == FEED_FORWARD
         heads = 0 if keeps_nothing else kv_heads
         chunk, index_size = _chunk(config, index), _index_size(config, index)
-        kept = rank is not None and not keeps_nothing
+        compressed = _compressed(config, index)
+        # what is compressed is key and value at once, and so is what is not, in all layers of such a model
+        kept = bool(getattr(config, "compress_rates", None)) or (rank is not None and not keeps_nothing)
         return LayerShape(
-            heads, key_size, value_size, window=window, reads=reads, chunk=chunk, index_size=index_size, latent=kept
+            heads, key_size, value_size, window=window, reads=reads, chunk=chunk, index_size=index_size, latent=kept,
+            compressed=compressed,
         )  # fmt: skip
     sizes = kv_heads if kind.attends else 0, key_size, value_size
     beside, history = _beside(config, index)
@@ -263,6 +280,8 @@ def _chunk(config: Any, index: int) -> int:
 
 def _index_size(config: Any, index: int) -> int:
     """Numbers in a key of the index of layer `index`; 0: it has none, or looks at what the index of a layer before it chose."""
+    if getattr(config, "compress_rates", None):
+        return 0
     kinds, layers = getattr(config, "indexer_types", None), getattr(config, "layer_types", None)
     if getattr(config, MEANS, None):
         return int(config.indexer_head_dim) if layers and layers[index] == "indexed_attention" else 0
@@ -272,11 +291,20 @@ def _index_size(config: Any, index: int) -> int:
     return 2 * size if getattr(config, LEARNS, None) else size
 
 
+def _compressed(config: Any, index: int) -> CompressedShape | None:
+    """How layer `index` compresses the keys of old tokens; None: it does not. Where an index chooses, blocks overlap."""
+    kinds, rates = getattr(config, "layer_types", None), getattr(config, "compress_rates", None)
+    if not kinds or not rates or kinds[index] not in rates:
+        return None
+    chooses = SPARSE in kinds[index]
+    return CompressedShape(rates[kinds[index]], chooses, config.index_head_dim if chooses else 0)
+
+
 def _window(config: Any, index: int) -> int:
     """Tokens that layer `index` looks back at, its own included; 0: all of them."""
     window = getattr(config, "sliding_window", None)
     if not window:
         return 0
     if kinds := getattr(config, "layer_types", None):
-        return int(window) if kinds[index] == "sliding_attention" else 0
+        return int(window) if kinds[index] == "sliding_attention" or _compressed(config, index) else 0
     return int(window) if config.model_type in WINDOW_IN_EVERY_LAYER else 0

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from ...weights.layout import TableSpec
 from ..hashed_rows import HashedTable
+from ..kept import is_table, whole_numbers
 from .names import Finder
 from .ngrams import TABLE
 
 
 def stored_buffers(model: nn.Module) -> list[str]:
     """The buffers of `model` that a checkpoint may hold, by name; the others are computed from the config. Of whole numbers they
-    are those that n-grams are hashed with."""
+    are tables, and those that n-grams are hashed with."""
     stored = model.state_dict(keep_vars=True)
     hashing = {path for path, module in model.named_modules() if hasattr(module, TABLE)}
     buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in stored)
-    return [name for name, buffer in buffers if buffer.is_floating_point() or name.rpartition(".")[0] in hashing]
+    return [
+        name for name, buffer in buffers if buffer.is_floating_point() or is_table(buffer) or name.rpartition(".")[0] in hashing
+    ]
 
 
-def buffers_found(model: nn.Module, find: Finder) -> tuple[dict[str, tuple[int, ...]], set[str]]:
-    """The tensors of a checkpoint that are buffers of `model`, with their shapes; and which of them are whole numbers."""
-    found = {find(name): model.get_buffer(name) for name in stored_buffers(model)}
+def buffers_found(
+    model: nn.Module, find: Finder, stored: Callable[[str], str]
+) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """The tensors of a checkpoint that are buffers of `model`, with their shapes; and which of them are whole numbers. `stored`
+    tells the name of one that must be there: without a table of whole numbers nothing is known of tokens."""
+    buffers = ((name, model.get_buffer(name)) for name in stored_buffers(model))
+    found = {stored(name) if is_table(buffer) else find(name): buffer for name, buffer in buffers}
     shapes = {name: tuple(buffer.shape) for name, buffer in found.items() if name is not None}
-    return shapes, {name for name in shapes if not found[name].is_floating_point()}
+    return shapes, {name for name in shapes if whole_numbers(found[name].dtype)}
 
 
 def hashed_tables(model: nn.Module, find: Finder) -> list[TableSpec]:

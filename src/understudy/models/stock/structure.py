@@ -20,18 +20,21 @@ from ...weights.checkpoint import TensorInfo
 from ...weights.encoding import check_weight
 from ...weights.layout import LinearSpec, ModelLayout, TableSpec
 from ..hashed_rows import HashedTable
-from ..kept import float32_names, is_linear, may_be_kept, routers, streams
+from ..kept import float32_names, is_linear, may_be_kept, routers, streams, whole_numbers
 from ..mixtures.experts import experts_name, stacks, watching
+from ..mixtures.grouped_linears import install_grouped_linears
 from ..mixtures.lone_stacks import install_lone_stacks
 from ..mixtures.plain_experts import install_plain_experts
 from ..mixtures.scaled_experts import install_scaled_experts
 from ..mixtures.tall_experts import install_tall_experts
+from ..mixtures.token_routers import install_token_routers
 from ..recurrent_layers.mixers import install_mixers
 from .aside import left_aside, no_weights
 from .attended import TOKENS, watched
 from .bare import CONSTRUCTION, stacks_on_meta, weights_on_meta
 from .by_token import noted_lookups
 from .changed_tensors import changed_shapes
+from .compressors import install_compressors
 from .heads import head_and_embedding, ties_head
 from .hf import leave_pads_alone, refused
 from .indexers import install_indexers
@@ -77,9 +80,12 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
     fix_ropes(model)
     install_mixers(model)
     install_scaled_experts(model)
+    install_compressors(model)
     install_indexers(model)
     install_pooled_indices(model)
     install_ngrams(model)
+    install_token_routers(model)
+    install_grouped_linears(model)
     install_plain_experts(model)
     install_tall_experts(model)
     install_lone_stacks(model)
@@ -249,13 +255,13 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
         if name not in skip:
             changed = changed_shapes(find, name, model, tensors)
             shared |= changed or pieces_of(find.sources(name) or (stored(name),), tensors, tuple(p.shape))
-    buffers, whole_numbers = buffers_found(model, find)
+    buffers, whole = buffers_found(model, find, stored)
     shared |= buffers
     needed: dict[str, tuple[int, ...]] = {name: spec.stored_shape for spec in specs for name in spec.tensors} | shared
     looked_up = (table, *(spec.tensor for spec in tables))
     needed |= tables_shapes(model, looked_up, aside, tensors)
     for name, shape in needed.items():
-        check_weight(tensors[name], shape, whole=name in whole_numbers)
+        check_weight(tensors[name], shape, whole=name in whole)
     if packed := next((name for name in looked_up if getattr(tensors[name], "packed", None)), None):
         raise CheckpointError(f"The checkpoint's table {packed!r} is quantised, which is not supported yet.")
     return ModelLayout(specs, table, tuple(shared), tuple(tables), left_aside(model, find, needed, no_weights(tensors)))
@@ -281,9 +287,9 @@ def foretold(model: nn.Module, dtype: torch.dtype, directory: Path) -> dict[str,
     shapes |= {name: shapes[name][::-1] for name in turned}
     buffers = {name: model.get_buffer(name) for name in stored_buffers(model)}
     shapes |= {name: tuple(buffer.shape) for name, buffer in buffers.items()}
-    whole = {name: buffer.dtype for name, buffer in buffers.items() if not buffer.is_floating_point()}
-    kinds = {name: whole.get(name, dtype) for name in shapes}
+    types = {name: buffer.dtype for name, buffer in buffers.items() if whole_numbers(buffer.dtype)}
     return {
-        name: TensorInfo(name, kinds[name], shape, directory / "config.json", 0, math.prod(shape) * kinds[name].itemsize)
+        name: TensorInfo(name, own, shape, directory / "config.json", 0, math.prod(shape) * own.itemsize)
         for name, shape in shapes.items()
+        for own in (types.get(name, dtype),)
     }
