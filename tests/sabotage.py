@@ -568,6 +568,11 @@ MUTATIONS = (
     Mutation("stepped states: a fold goes on from the state that it makes", "kernels/channel_cpu.py", "state.states[row, number % 2].data_ptr()", "into.data_ptr()", CHANNELS),
     Mutation("chunks: nodes look back to the chunk before", "tree.py", "start = self.positions // chunk * chunk", "start = (self.positions // chunk - 1).clamp(min=0) * chunk", "tests/test_tree.py"),
     Mutation("chunks: a draft's attention is that of another layer", "models/draft.py", "device, there = self.placed.seen_in(layer, spec)", "device, there = self.placed.at(layer)", "tests/models/stock/test_own_positions.py tests/models/mixtures/test_scaled_experts.py"),
+    Mutation("a bias by distance begins a position too late", "kernels/attention_cpu.py", "scores[j] += bias[distance - j]", "scores[j] += bias[max(distance - j - 1, 0)]", "tests/kernels/test_attention.py"),
+    Mutation("a bias by distance is another head's", "kernels/attention_cpu.py", "bias[:, first_query : first_query + group]", "bias[:, :group]", "tests/kernels/test_attention.py"),
+    Mutation("a level's bias by distance is that of a tree's straight text", "kernels/draft_attention.py", "there = nodes.slots_at(places.clamp(min=0)) % columns", "there = places.clamp(min=0) % columns", "tests/kernels/test_attention.py"),
+    Mutation("all convolutions of a layer record in one place", "recurrent.py", "own.inputs = self.further[number - 1]", "own.inputs = self.further[0]", "tests/test_recurrent.py tests/models/test_paths.py"),
+    Mutation("a query's offset is the pass's first position", "models/stock/own_positions.py", "return positions - torch.arange(len(positions), device=positions.device)", "return positions[:1] - 0 * torch.arange(len(positions))", "tests/models/test_paths.py tests/models/stock/test_near_bias.py"),
     Mutation("a caller keeps its threads", "llm.py", "        finally:\n            disband()\n\n    def _stream", "        finally:\n            pass\n\n    def _stream", "tests/test_llm.py"),
 )  # fmt: skip
 

@@ -284,6 +284,13 @@ MIXTURES: dict[str, dict[str, Any]] = {
         **_LOCAL_EXPERTS, "kv_channels": 16, "num_key_value_heads": 4, "without": ("num_attention_heads",),
         "tie_word_embeddings": False,
     },
+    # a bias by distance, four convolutions a layer, heads of their own in layers with a window, and shared experts in stacks
+    "inkling_text": {
+        **_ROUTED_EXPERTS, "head_dim": 16, "swa_head_dim": 24, "swa_num_attention_heads": 6, "swa_num_key_value_heads": 3,
+        "d_rel": 8, "rel_extent": 20, "sliding_window_size": 12, "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding"],
+        "mlp_layer_types": ["dense", "sparse", "sparse"], "n_shared_experts": 2, "log_scaling_n_floor": 8,
+        "unpadded_vocab_size": 250, "logits_mup_width_multiplier": 2.0, "route_scale": 2.0,
+    },
     # two latent attentions, two networks and a mixture in each layer, of which some experts give back what they are given
     "longcat_flash": {
         **_LATENT, "num_layers": 2, "q_lora_rank": 48, "kv_lora_rank": 40, "v_head_dim": 12, "head_dim": 8, "ffn_hidden_size": 96,
@@ -357,6 +364,8 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     "qwen3_omni_moe_thinker": {
         **_EXPERTS, "head_dim": 16, **sections(3, 3, 2, mrope_interleaved=True), "beside": {"vision_start_token_id": 251},
     },
+    # gates that are stored row by row between what they gate
+    "inkling_mm_model": {"text": "inkling_text", "beside": {"vision_config": {"num_hidden_layers": 12, "hidden_size": 32}}},
     "qwen3_vl_moe": {**_EXPERTS, "head_dim": 16, **sections(3, 3, 2, mrope_interleaved=True)},
 }  # fmt: skip
 # Sizes of the other parts of a multimodal model, by the names that their configs may have.

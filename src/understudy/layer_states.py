@@ -49,6 +49,8 @@ class LayerShape:
     # are its keys latent states with what positions turn, of one head for all? Then its values are the states, the first numbers of
     # keys, and lie there
     latent: bool = False
+    # distances by which something is added to scores; 0: nothing is
+    extent: int = 0
 
     @property
     def numbers(self) -> int:

@@ -25,8 +25,8 @@ from .routed import Routed
 if TYPE_CHECKING:
     from ..streamed import CurrentPass
 
-# What such parameters are called in all families: the first of two, or of three that one is made of, and the last.
-BOTH, UP, DOWN = "gate_up_proj", "up_proj", "down_proj"
+# What such parameters are called in all families: the first of two, or both that it may be apart, and the last.
+BOTH, GATE, UP, DOWN = "gate_up_proj", "gate_proj", "up_proj", "down_proj"
 # Ends the names of their biases [experts, out].
 BIAS = "_bias"
 # What a module of experts says of those of its stacks that alone are [experts, in, out].
@@ -164,11 +164,14 @@ def without_numbers(module: Any, hidden_states: Tensor, top_k_index: Tensor) -> 
 def given(module: Any, routed: Routed, multiply: Multiply) -> Tensor:
     """What the experts of `module` make of routed rows [m, H], each by itself; `multiply` gives their products with the matrices of
     a stack, which it is told by name."""
-    up, down = stacked(module)
-    first = _biased(multiply(up, routed), module, up, routed)
+    *ups, down = stacked(module)
+    made = [_biased(multiply(up, routed), module, up, routed) for up in ups]
     # On one thread: where the share of a thread ends in less than a vector, bits may be others, and that depends on all rows.
     with team.stock_alone():
-        inner = module._apply_gate(first) if module.has_gate else module.act_fn(first)
+        if len(made) > 1:
+            inner = module.act_fn(made[0]) * made[1]
+        else:
+            inner = module._apply_gate(made[0]) if module.has_gate else module.act_fn(made[0])
     return _biased(multiply(down, routed.with_rows(inner)), module, down, routed)
 
 

@@ -40,7 +40,7 @@ DESCRIBING = (
     "task_specific_params", "problem_type", "auto_map", "use_cache",
 )  # fmt: skip
 _FEED_FORWARD = re.compile(r"intermediate|ffn|inner|mlp_dim|d_ff")
-_WINDOWED = re.compile(r"window(_size)?$|attention_chunk_size$|floor_scale$|index_topk$")
+_WINDOWED = re.compile(r"window(_size)?$|attention_chunk_size$|floor_scale$|n_floor$|index_topk$|rel_extent$")
 _REPEATED = re.compile(r"pattern|interval|every|period|freq")
 # Lists of the layers that are of one kind.
 _CHOSEN = re.compile(r"_(indices|idxs)$|^moe_layers$")

@@ -33,11 +33,12 @@ class Mixer(nn.Module):
         def __getattr__(self, name: str) -> Any:
             """A submodule, parameter or buffer of the stock module, under its name there."""
 
-    def convolve(self, x: Tensor, convolution: Any) -> Tensor:
-        """The causal convolution of x [1, n, channels] along each node's path."""
+    def convolve(self, x: Tensor, convolution: Any, number: int = 0) -> Tensor:
+        """The causal convolution of x [1, n, channels] along each node's path, which is convolution `number` of its layer."""
         if x.is_meta:
             return x
-        out: Tensor = self.understudy.under_way.convolve(self.layer_idx, x[0], convolution.weight[:, 0], convolution.bias)
+        weights = convolution.weight[:, 0], convolution.bias
+        out: Tensor = self.understudy.under_way.convolve(self.layer_idx, x[0], *weights, number)
         return out[None]
 
     def recur(self, step: RuleStep) -> Tensor:

@@ -14,9 +14,12 @@ from ..stock.wrapper import text_config
 from .channel_delta import ChannelDelta, channel_delta_shape
 from .gated_delta import OlmoGatedDelta, Qwen3NextGatedDelta, Qwen35GatedDelta, gated_delta_shape
 from .mamba import (
+    AddedConvolution,
     FalconMamba2,
     Mamba2,
     ShortConvolution,
+    convolved_heads,
+    convolved_window,
     mamba2_alone_shape,
     mamba2_shape,
     nemotron_shape,
@@ -49,6 +52,8 @@ KINDS = (
     RecurrentKind("linear_attention", "time_step_limit", mamba2_alone_shape),
     RecurrentKind("linear_attention", "time_step_rank", mamba1_shape),
     RecurrentKind("hybrid", "mamba_n_heads", mamba2_shape, attends=True),
+    RecurrentKind("hybrid", "d_rel", convolved_heads, attends=True),
+    RecurrentKind("hybrid_sliding", "d_rel", convolved_window, attends=True),
     RecurrentKind("conv", "conv_L_cache", short_convolution_shape),
 )
 # A layer's entry in `layer_types` where it is a feed-forward network alone, and keeps nothing.
@@ -68,6 +73,7 @@ MIXERS: Mapping[str, type[Mixer]] = {
     "Lfm2ShortConv": ShortConvolution,
     "Lfm2MoeShortConv": ShortConvolution,
     "Lfm3ShortConv": ShortConvolution,
+    "InklingShortConvolution": AddedConvolution,
     "BambaMixer": Mamba2,
     "Mamba2Mixer": Mamba2,
     "GraniteMoeHybridMambaLayer": Mamba2,

@@ -21,6 +21,8 @@ from .wrapper import text_config
 WINDOW_IN_EVERY_LAYER = ("mistral", "phi3", "starcoder2")
 # Model types whose layers with a window have twice as many heads of keys as the config says.
 WIDER_WINDOWS = ("mimo_v2_flash",)
+# What Inkling calls layers with a window, whose heads have names of their own in the config.
+OWN_WINDOW = "hybrid_sliding"
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -41,6 +43,8 @@ class ModelShape:
     changes_logits: bool
     # does each head of keys choose by an index of its own what it looks at?
     heads_choose: bool
+    # distances by which something is added to scores, in the layer that has most; 0: nothing is
+    extent: int
     # longest text that keeps one rope from its first token on, in tokens; None where the config does not say
     positions: int | None
     # why keys and values cannot have 8 bits, one sentence; empty: they can
@@ -65,9 +69,10 @@ class ModelShape:
             shared_heads=max(count // max(layer.kv_heads, 1) for count, layer in zip(heads, layers, strict=True)),
             hidden_size=config.hidden_size,
             states=getattr(config, "altup_num_inputs", None) or 1,
-            vocabulary=config.vocab_size,
+            vocabulary=getattr(config, "unpadded_vocab_size", None) or config.vocab_size,
             changes_logits=any(getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling")),
             heads_choose=bool(getattr(config, "index_topk_blocks", None)) and any(layer.index_size for layer in layers),
+            extent=max(layer.extent for layer in layers),
             positions=longest_exact(config),
             all_bits=why,
         )
@@ -76,6 +81,9 @@ class ModelShape:
         """Itself. Raises UsageError where `device` does not run such a model yet."""
         if self.heads_choose and device.own_memory:
             what = "Each head of this model chooses the tokens that it looks at"
+            raise UsageError(f"{what}, which runs on the processor alone so far, not on {device.name}: use --device cpu.")
+        if self.extent and device.own_memory:
+            what = "Attention of this model adds a bias by how far a token lies back"
             raise UsageError(f"{what}, which runs on the processor alone so far, not on {device.name}: use --device cpu.")
         return self
 
@@ -135,6 +143,8 @@ def layers_read(config: Any) -> list[int | None]:
 
 def _heads(config: Any, index: int) -> int:
     """Attention heads of layer `index`; 1 where no layer attends."""
+    if _has_own_window(config, index):
+        return int(config.swa_num_attention_heads)
     each = getattr(config, "num_attention_heads_per_layer", None)
     return int(each[index] if each else getattr(config, "num_attention_heads", 1))
 
@@ -169,13 +179,16 @@ def _layer_shape(config: Any, index: int, reads: int | None, latent: bool) -> La
             heads, key_size, value_size, window=window, reads=reads, chunk=chunk, index_size=index_size, latent=kept
         )  # fmt: skip
     sizes = kv_heads if kind.attends else 0, key_size, value_size
-    return LayerShape(*sizes, window, reads, kind.shape(config), latent=rank is not None and kind.attends)
+    extent = (window or config.rel_extent) if getattr(config, "d_rel", None) else 0
+    return LayerShape(*sizes, window, reads, kind.shape(config), latent=rank is not None and kind.attends, extent=extent)
 
 
 def _sizes(config: Any, index: int) -> tuple[int, int, int]:
     """Heads of keys of layer `index`, and the sizes of a key and of a value. Keys and values that are made of a latent state are
     those that stock code attends with: each head has its own, a key of a part without a rope and one with it."""
     heads = _heads(config, index)
+    if _has_own_window(config, index):
+        return config.swa_num_key_value_heads, config.swa_head_dim, config.swa_head_dim
     kv_heads = getattr(config, "num_key_value_heads", None) or _kv_heads(config) or heads
     if config.model_type in WIDER_WINDOWS and _window(config, index):
         kv_heads *= 2
@@ -184,6 +197,12 @@ def _sizes(config: Any, index: int) -> tuple[int, int, int]:
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     further = BIASED if config.model_type in ALIBI else 0
     return kv_heads, size + further, getattr(config, "v_head_dim", None) or size
+
+
+def _has_own_window(config: Any, index: int) -> bool:
+    """Has layer `index` a window, and heads of its own for it?"""
+    kinds: Any = getattr(config, "layer_types", None)
+    return bool(kinds) and kinds[index] == OWN_WINDOW and hasattr(config, "swa_head_dim")
 
 
 def _turned(config: Any, index: int) -> int:
@@ -219,5 +238,5 @@ def _window(config: Any, index: int) -> int:
     if not window:
         return 0
     if kinds := getattr(config, "layer_types", None):
-        return int(window) if kinds[index] == "sliding_attention" else 0
+        return int(window) if kinds[index] in ("sliding_attention", OWN_WINDOW) else 0
     return int(window) if config.model_type in WINDOW_IN_EVERY_LAYER else 0

@@ -24,8 +24,10 @@ from ..mixtures.experts import experts_name, stacks, watching
 from ..mixtures.lone_stacks import install_lone_stacks
 from ..mixtures.plain_experts import install_plain_experts
 from ..mixtures.scaled_experts import install_scaled_experts
+from ..mixtures.shared_stacks import install_shared_stacks
 from ..mixtures.tall_experts import install_tall_experts
 from ..recurrent_layers.mixers import install_mixers
+from .alternating import install_alternating
 from .aside import left_aside, no_weights
 from .attended import TOKENS, watched
 from .bare import CONSTRUCTION, stacks_on_meta, weights_on_meta
@@ -35,6 +37,7 @@ from .heads import head_and_embedding, ties_head
 from .hf import leave_pads_alone, refused
 from .indexers import install_indexers
 from .names import finder
+from .near_bias import install_near_bias
 from .own_attention import install_own_attention
 from .own_positions import tell_positions
 from .refusals import refuse_packed
@@ -77,6 +80,9 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
     install_plain_experts(model)
     install_tall_experts(model)
     install_lone_stacks(model)
+    install_shared_stacks(model)
+    install_alternating(model)
+    install_near_bias(model)
     tell_positions(model)
     return model.eval()
 
