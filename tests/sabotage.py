@@ -573,6 +573,14 @@ MUTATIONS = (
     Mutation("a level's bias by distance is that of a tree's straight text", "kernels/draft_attention.py", "there = nodes.slots_at(places.clamp(min=0)) % columns", "there = places.clamp(min=0) % columns", "tests/kernels/test_attention.py"),
     Mutation("all convolutions of a layer record in one place", "recurrent.py", "own.inputs = self.further[number - 1]", "own.inputs = self.further[0]", "tests/test_recurrent.py tests/models/test_paths.py"),
     Mutation("a query's offset is the pass's first position", "models/stock/own_positions.py", "return positions - torch.arange(len(positions), device=positions.device)", "return positions[:1] - 0 * torch.arange(len(positions))", "tests/models/test_paths.py tests/models/stock/test_near_bias.py"),
+    Mutation("rows of an expert go through its norm together, however many", "models/mixtures/experts.py", "if out.device.type != \"cpu\":", "if len(out):", "tests/models/mixtures/test_experts.py"),
+    Mutation("gates are the second of two rows", "models/stock/alternating.py", "module.act_fn(both[..., ::2]) * both[..., 1::2]", "module.act_fn(both[..., 1::2]) * both[..., ::2]", "tests/models/stock/test_alternating.py"),
+    Mutation("shared experts do not count as the router says", "models/mixtures/shared_stacks.py", "mix(module, flat, every, weights)", "mix(module, flat, every, weights.flip(1))", "tests/models/mixtures/test_shared_stacks.py tests/models/test_paths.py"),
+    Mutation("values of CCA are those of the token itself", "models/recurrent_layers/convolved_heads.py", "delayed = self.behind(given, 1, 2)", "delayed = self.behind(given, 0, 2)", "tests/models/test_paths.py"),
+    Mutation("CCA records queries and values in one place", "models/recurrent_layers/convolved_heads.py", "self.behind(x, back, 1) if back else x", "self.behind(x, back, 0) if back else x", "tests/models/test_paths.py"),
+    Mutation("what a convolution of heads adds is its bias alone", "models/recurrent_layers/convolved_heads.py", "constant = (own.float() * bias.float()).sum((2, 3)) +", "constant =", "tests/models/recurrent_layers/test_convolved_heads.py"),
+    Mutation("lightning attention forgets after it has read", "models/recurrent_layers/lightning.py", "RuleStep(query, key, value, decay)", "RuleStep(query, key, value / decay[..., None], decay)", "tests/models/recurrent_layers/test_lightning.py tests/models/test_paths.py"),
+    Mutation("a gated unit's first token is scaled as others are", "models/recurrent_layers/gated_unit.py", "torch.where(position_ids[0, :, None] == 0, 1.0,", "torch.where(position_ids[0, :, None] < 0, 1.0,", "tests/models/recurrent_layers/test_gated_unit.py tests/models/test_paths.py"),
     Mutation("a caller keeps its threads", "llm.py", "        finally:\n            disband()\n\n    def _stream", "        finally:\n            pass\n\n    def _stream", "tests/test_llm.py"),
 )  # fmt: skip
 

@@ -27,6 +27,8 @@ def narrow_states(values: dict[str, Any], hidden: str) -> None:
         values[hidden] = min(values[hidden], CHANNELS)
         values["intermediate_size"] = int(values["expand"] * values[hidden])
         values["time_step_rank"] = min(values["time_step_rank"], KEY)
+    if values.get("lru_width"):
+        values["lru_width"] = values[hidden]
     if values.get("mamba_num_heads"):
         values["n_groups"] = min(values["n_groups"], GROUPS)
         values["mamba_num_heads"] = min(values["mamba_num_heads"], values["n_groups"] * SHARING)

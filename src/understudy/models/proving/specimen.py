@@ -27,6 +27,8 @@ LEAVES = (6, 7, 8)
 ACCEPTED = (0, 2, 4, 7)
 # The logarithm of how fast a recurrent state forgets.
 LOG_DECAY = "A_log"
+# Buffers that stay as they are made: they are of each other.
+MADE = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
 # Of a copy: more would take more than seconds and 400 MB.
 MOST_PARAMETERS = 96_000_000
 
@@ -89,6 +91,8 @@ def _randomise(model: nn.Module) -> None:
         held = {name: t for name, t in stored.items() if t.is_floating_point() and not t.is_meta}
         for name, tensor in {id(t): (name, t) for name, t in held.items()}.values():
             noise = torch.empty_like(tensor).normal_(generator=random)
+            if name.endswith(MADE):
+                continue
             if name.endswith(LOG_DECAY):
                 tensor.copy_(noise * 0.5 - 5)
             elif tensor.dim() > 1:

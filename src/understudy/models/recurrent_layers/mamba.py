@@ -18,20 +18,6 @@ def short_convolution_shape(config: Any) -> RecurrentShape:
     return RecurrentShape(config.hidden_size, config.conv_L_cache)
 
 
-def convolved_heads(config: Any) -> RecurrentShape:
-    """What the convolutions of keys, of values and behind both halves of a layer keep (Inkling)."""
-    return _four(config.num_key_value_heads * config.head_dim, config)
-
-
-def convolved_window(config: Any) -> RecurrentShape:
-    """The same of a layer with a window, which has heads of its own."""
-    return _four(config.swa_num_key_value_heads * config.swa_head_dim, config)
-
-
-def _four(keys: int, config: Any) -> RecurrentShape:
-    return RecurrentShape(keys, config.conv_kernel_size, further=(keys, config.hidden_size, config.hidden_size))
-
-
 def mamba2_shape(config: Any) -> RecurrentShape:
     """What a layer of Mamba-2 keeps."""
     heads = (config.mamba_n_groups, config.mamba_n_heads)
@@ -63,19 +49,6 @@ class ShortConvolution(Mixer):
         before, after, x = self.in_proj(hidden_states).chunk(3, dim=-1)
         result: Tensor = self.out_proj(after * self.convolve(before * x, self.conv))
         return result
-
-
-class AddedConvolution(Mixer):
-    """One of a layer's short convolutions, to which its input is added, in float32 (Inkling)."""
-
-    def __init__(self, stock: Any) -> None:
-        super().__init__(stock)
-        self.number = int(stock.conv_idx)
-
-    def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
-        """hidden_states: [1, n, channels] -> the same."""
-        x = hidden_states.float()
-        return (self.convolve(x, self.conv1d, self.number) + x).to(hidden_states.dtype)
 
 
 class Mamba2(Mixer):

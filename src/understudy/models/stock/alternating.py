@@ -19,6 +19,13 @@ from ..mixtures.experts import BOTH, GATE, STACKS, UP, mixes, stacked
 _APART, _CHUNKED = ["Interleave"], ["Interleave", "Chunk"]
 # Where a stock model says which parameters' rows alternate as they are stored, and under which name its class has each.
 ALTERNATING = "understudy_alternating"
+# Ends the names that such tensors have where only a config tells of them.
+STORED = " as stored"
+
+
+def as_stored(model: Any, name: str) -> str:
+    """A name that parameter `name` of the stock `model` is found by, where it is the only tensor that it could be made of."""
+    return name + STORED if name in getattr(model, ALTERNATING, {}) else name
 
 
 def install_alternating(model: Any) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...startup import owned
 from ..mixtures.tall_experts import JOINED
 from ..proving.shrink import values_of
-from .alternating import ALTERNATING
+from .alternating import ALTERNATING, STORED
 from .known import keep, key_of, recall
 
 # Operations that rows of several tensors become one by: those of 2-D tensors, those of matrices that are stacked, and the stacking.
@@ -52,6 +52,8 @@ class Finder:
     def __call__(self, parameter: str) -> str | None:
         """The checkpoint's name for a parameter of the model; None where there is none."""
         if parameter in self.alternating:
+            if (told := parameter + STORED) in self.targets:
+                return told
             matches = next((found for _, found in self._conversions(self.alternating[parameter])), {})
             # a tensor that has the name of a class's own has its rows in another order
             return next((name for names in matches.values() for name in names), None)

@@ -21,6 +21,8 @@ from .wrapper import text_config
 WINDOW_IN_EVERY_LAYER = ("mistral", "phi3", "starcoder2")
 # Model types whose layers with a window have twice as many heads of keys as the config says.
 WIDER_WINDOWS = ("mimo_v2_flash",)
+# Values of configs whose models scale or cap what their head gives.
+CHANGES_LOGITS = ("final_logit_softcapping", "logits_scaling", "logits_soft_cap")
 # What Inkling calls layers with a window, whose heads have names of their own in the config.
 OWN_WINDOW = "hybrid_sliding"
 
@@ -55,10 +57,10 @@ class ModelShape:
         """The shape of the text model that a transformers `config` describes. `small`: keys and values have 8 bits; `latent`: of
         layers that make them of a latent state the state is kept. Raises CheckpointError for 8 bits where there are none."""
         config = text_config(config)
-        why = _needs_all_bits(config, latent)
+        configs = _layer_configs(config)
+        why = _needs_all_bits(configs, latent)
         if small and why:
             raise CheckpointError(f"{why} Leave --kv-bits out.")
-        configs = _layer_configs(config)
         reads = layers_read(config)
         alone = [_layer_shape(layer_config, index, reads[index], latent) for index, layer_config in enumerate(configs)]
         layers = tuple(replace(layer, shared=index in reads, small=small) for index, layer in enumerate(alone))
@@ -70,7 +72,7 @@ class ModelShape:
             hidden_size=config.hidden_size,
             states=getattr(config, "altup_num_inputs", None) or 1,
             vocabulary=getattr(config, "unpadded_vocab_size", None) or config.vocab_size,
-            changes_logits=any(getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling")),
+            changes_logits=any(getattr(config, name, None) for name in CHANGES_LOGITS),
             heads_choose=bool(getattr(config, "index_topk_blocks", None)) and any(layer.index_size for layer in layers),
             extent=max(layer.extent for layer in layers),
             positions=longest_exact(config),
@@ -154,11 +156,12 @@ def keeps_states(devices: Sequence[Device]) -> bool:
     return len(devices) == 1 and not devices[0].own_memory
 
 
-def _needs_all_bits(config: Any, latent: bool) -> str:
-    """See `ModelShape.all_bits`."""
+def _needs_all_bits(configs: Sequence[Any], latent: bool) -> str:
+    """See `ModelShape.all_bits`; of the config of each layer."""
+    config = configs[0]
     if config.model_type in ALIBI:
         return f"Keys of a {config.model_type!r} model cannot have 8 bits: they hold positions, which these do not tell apart."
-    if latent and getattr(config, "kv_lora_rank", None):
+    if latent and any(getattr(each, "kv_lora_rank", None) for each in configs):
         return f"A {config.model_type!r} model keeps a latent state in the place of keys and values, and that has no 8 bits."
     return ""
 

@@ -27,7 +27,7 @@ from ..mixtures.scaled_experts import install_scaled_experts
 from ..mixtures.shared_stacks import install_shared_stacks
 from ..mixtures.tall_experts import install_tall_experts
 from ..recurrent_layers.mixers import install_mixers
-from .alternating import install_alternating
+from .alternating import as_stored, install_alternating
 from .aside import left_aside, no_weights
 from .attended import TOKENS, watched
 from .bare import CONSTRUCTION, stacks_on_meta, weights_on_meta
@@ -97,7 +97,7 @@ def stock(config: Any) -> nn.Module:
     if not is_wrapper(config):
         with CONSTRUCTION:
             return built(config, dtype=torch.float32, **told).eval()
-    with weights_on_meta():
+    with weights_on_meta(), stacks_on_meta():
         model = built(config, dtype=torch.float32, **told)
     _give_memory(module for part in text_parts(model) for module in part.modules())
     for module in model.modules():
@@ -294,7 +294,5 @@ def foretold(model: nn.Module, dtype: torch.dtype, directory: Path) -> dict[str,
     turned = (name for name in shapes if name.endswith(".weight") and is_turned(model, name.removesuffix(".weight")))
     shapes |= {name: shapes[name][::-1] for name in turned}
     shapes |= {name: tuple(model.get_buffer(name).shape) for name in stored_buffers(model)}
-    return {
-        name: TensorInfo(name, dtype, shape, directory / "config.json", 0, math.prod(shape) * dtype.itemsize)
-        for name, shape in shapes.items()
-    }
+    place, named = directory / "config.json", ((as_stored(model, name), shape) for name, shape in shapes.items())
+    return {name: TensorInfo(name, dtype, shape, place, 0, math.prod(shape) * dtype.itemsize) for name, shape in named}
