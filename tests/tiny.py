@@ -97,16 +97,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention", "mlp"], "head_dim": 16,
         "mamba_num_heads": 6, "mamba_head_dim": 16, "ssm_state_size": 20, "n_groups": 3,
     },
-    # two blocks of attention that three layers share, with adapters of each use, before Mamba-2
-    "zamba2": {
-        "layers_block_type": ["linear_attention", "hybrid", "hybrid", "linear_attention", "hybrid"], "num_hidden_layers": 5,
-        "num_mem_blocks": 2, "n_mamba_heads": 4, "mamba_d_state": 16, "mamba_ngroups": 2, "use_shared_attention_adapter": True,
-        "adapter_rank": 16, "use_mem_rope": True, "chunk_size": 16, "num_key_value_heads": 4, "tie_word_embeddings": False,
-    },
-    # one number of state for each channel, in two of three layers; the third has a window
-    "recurrent_gemma": {
-        "attention_window_size": 16, "intermediate_size": 320, "logits_soft_cap": 10.0, "tie_word_embeddings": False,
-    },
     # convolutions of queries, keys and values are stored apart
     "olmo_hybrid": {
         "num_hidden_layers": 4, "linear_num_key_heads": 3, "linear_num_value_heads": 3, "linear_key_head_dim": 16,
@@ -180,6 +170,16 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "falcon_mamba": {"state_size": 6, "time_step_rank": 8, **_ALONE, **_UNTIED},
     "mamba": {"state_size": 6, "time_step_rank": 8, **_ALONE, **_UNTIED},
     "mamba2": {"state_size": 24, "num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 16, **_ALONE},
+    # two blocks of attention that three layers share, with adapters of each use, before Mamba-2
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid", "linear_attention", "hybrid"], "num_hidden_layers": 5,
+        "num_mem_blocks": 2, "n_mamba_heads": 4, "mamba_d_state": 16, "mamba_ngroups": 2, "use_shared_attention_adapter": True,
+        "adapter_rank": 16, "use_mem_rope": True, "chunk_size": 16, "num_key_value_heads": 4,
+    },
+    # one number of state for each channel, in two of three layers; the third has a window
+    "recurrent_gemma": {
+        "attention_window_size": 16, "intermediate_size": 320, "logits_soft_cap": 10.0, "tie_word_embeddings": False,
+    },
     "vaultgemma": {"head_dim": 32, "query_pre_attn_scalar": 32, **_SLIDING, **_UNTIED},
     "youtu": {"q_lora_rank": None, "kv_lora_rank": 40, "v_head_dim": 20, **_LATENT, **_UNTIED},
 }  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from tests.tiny import generated, opened, save
 from understudy import SamplingParams
 
-KINDS = ("inkling_text", "inkling_mm_model", "muse_spark", "dots3_note_text", "minimax", "zaya", "recurrent_gemma")
+KINDS = ("inkling_text", "inkling_mm_model", "muse_spark", "dots3_note_text", "minimax", "zaya", "recurrent_gemma", "zamba2")
 # longer than three tiles, with repeats that a draft finds
 PROMPT = [(i * i * 7 + i // 3) % 97 + 1 for i in range(150)]
 

@@ -19,8 +19,6 @@ from ..seeds import seeded
 MOST_KEPT = 5 << 20
 # What a parameter says of itself that is a stack of small matrices, all of which multiply every token.
 HELD = "understudy_held"
-# Tokens that a convolution of several channels may look at.
-MOST_TAPS = 4
 # A Linear that decides has fewer outputs than a block, and at least so many times as many inputs, or fewer than so many.
 NARROW = 8
 # What routers add to the scores of their experts.
@@ -79,11 +77,10 @@ def is_linear(module: nn.Module) -> bool:
 
 def may_be_kept(parameter: nn.Parameter) -> bool:
     """May a weight of a decoder block be kept? Vectors may; so may small matrices and convolutions of single channels, but no
-    stacks of matrices such as experts have. Convolutions of several channels look at few tokens."""
+    stacks of matrices such as experts have, unless whoever takes a stock module's place says so."""
     if getattr(parameter, HELD, False):
         return parameter.numel() <= MOST_KEPT
-    stacked = sum(size > 1 for size in parameter.shape) > 2 and parameter.shape[-1] > MOST_TAPS
-    return parameter.dim() < 2 or (parameter.numel() <= MOST_KEPT and not stacked)
+    return parameter.dim() < 2 or (parameter.numel() <= MOST_KEPT and sum(size > 1 for size in parameter.shape) < 3)
 
 
 def float32_names(model: nn.Module, dtype: torch.dtype) -> Callable[[str], bool]:

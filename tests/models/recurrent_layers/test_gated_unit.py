@@ -25,7 +25,7 @@ def test_what_a_layer_keeps_is_read_off_its_config() -> None:
     shape = ModelShape.of(config_of())
     kept = RecurrentShape(64, 4, 1, 64, 1, 1)
     assert [layer.recurrent for layer in shape.layers] == [kept, kept, None] and shape.changes_logits
-    assert [(layer.kv_heads, layer.window) for layer in shape.layers] == [(0, 16), (0, 16), (2, 16)]
+    assert [(layer.kv_heads, layer.window) for layer in shape.layers] == [(0, 0), (0, 0), (2, 16)]
 
 
 def test_a_small_copy_has_a_layer_of_each_kind() -> None:

@@ -43,7 +43,7 @@ _FEED_FORWARD = re.compile(r"intermediate|ffn|inner|mlp_dim|d_ff|moe_hidden")
 _WINDOWED = re.compile(r"window(_size)?$|attention_chunk_size$|floor_scale$|n_floor$|index_topk$|rel_extent$")
 _REPEATED = re.compile(r"pattern|interval|every|period|freq")
 # Lists of the layers that are of one kind.
-_CHOSEN = re.compile(r"_(indices|idxs)$|^moe_layers$")
+_CHOSEN = re.compile(r"_(indices|idxs)$|^moe_layers$|layer_ids$")
 # Ropes whose tables depend on these positions, or that change with the length of the text.
 _KEEP_POSITIONS = ("longrope", "llama3", "dynamic")
 
@@ -143,6 +143,11 @@ def _cut_layers(values: dict[str, Any], name: str, reads: Sequence[int | None]) 
     if any(source is not None for source in reads):
         told_apart.append(["own" if source is None else "read" for source in reads])
         told_apart.append([i in reads for i in range(count)])
+    if blocks := values.get("num_mem_blocks"):
+        # of layers that share blocks: which block, and whether it was used before
+        shares = ["hybrid" in str(kind) for kind in values["layers_block_type"]]
+        uses = [sum(shares[:i]) for i in range(count)]
+        told_apart.append([(use % blocks, use >= blocks) if own else None for own, use in zip(shares, uses, strict=True)])
     if told_apart:
         kinds = list(zip(*(map(str, told) for told in told_apart), strict=True))
         kept = sorted({kinds.index(kind) for kind in kinds})[:MOST_KINDS]

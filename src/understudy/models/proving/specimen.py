@@ -13,6 +13,7 @@ from ...seeds import seeded
 from ...tree import TokenTree
 from ..recurrent_layers.mixers import recurs
 from ..stock import structure
+from ..stock.shared_blocks import BLOCK
 from ..stock.wrapper import text_config
 
 SEED = 20260101
@@ -129,9 +130,11 @@ def reference(stock: nn.Module, text: Text) -> Tensor:
 
 
 def _tensors(stock: Any) -> dict[str, Tensor]:
-    """What a checkpoint of `stock` holds, by name: a head that is the embedding is not there again."""
+    """What a checkpoint of `stock` holds, by name: a head that is the embedding is not there again, nor is a block that layers
+    share."""
     head, embedding = stock.get_output_embeddings(), stock.get_input_embeddings()
     tied = {f"{path}.weight" for path, m in stock.named_modules() if m is head and m.weight is embedding.weight}
+    tied |= {name for name in stock.all_tied_weights_keys if BLOCK in name}
     from transformers.core_model_loading import revert_weight_conversion
 
     held = {name: tensor for name, tensor in stock.state_dict().items() if name not in tied and not tensor.is_meta}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...kernels.head_products import HeadProduct
 from ...recurrent import RecurrentShape
+from ..kept import HELD
 from .mixer import Mixer
 
 
@@ -54,6 +55,7 @@ class CompressedConvolution(Mixer):
     def __init__(self, stock: Any) -> None:
         super().__init__(stock)
         self.size, self.heads, self.kv_heads = stock.head_dim, stock.num_attention_heads, stock.num_key_value_heads
+        setattr(self.conv_qk_grouped.weight, HELD, True)
         # The weight of the heads' convolution that is laid out, what multiplies by it, and what biases come to.
         self._laid_out: tuple[Tensor, HeadProduct, Tensor] | None = None
 

@@ -28,6 +28,7 @@ from .mamba import (
     mamba2_shape,
     nemotron_shape,
     short_convolution_shape,
+    zamba_shape,
 )
 from .mamba1 import Mamba1, jamba_shape, mamba1_shape
 from .mixer import Mixer
@@ -58,6 +59,8 @@ KINDS = (
     RecurrentKind("hybrid", "mamba_n_heads", mamba2_shape, attends=True),
     RecurrentKind("hybrid", "d_rel", convolved_heads, attends=True),
     RecurrentKind("hybrid_sliding", "d_rel", convolved_window, attends=True),
+    RecurrentKind("linear_attention", "n_mamba_heads", zamba_shape),
+    RecurrentKind("hybrid", "n_mamba_heads", zamba_shape, attends=True),
     RecurrentKind("hybrid", "cca_time0", compressed_shape, attends=True),
     RecurrentKind("hybrid_sliding", "cca_time0", compressed_shape, attends=True),
     RecurrentKind("linear_attention", "linear_attn_alpha_factor", lightning_shape),
@@ -87,6 +90,7 @@ MIXERS: Mapping[str, type[Mixer]] = {
     "InklingShortConvolution": AddedConvolution,
     "BambaMixer": Mamba2,
     "Mamba2Mixer": Mamba2,
+    "Zamba2MambaMixer": Mamba2,
     "GraniteMoeHybridMambaLayer": Mamba2,
     "NemotronHMamba2Mixer": Mamba2,
     "FalconH1Mixer": FalconMamba2,

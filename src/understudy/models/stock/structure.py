@@ -42,6 +42,7 @@ from .own_attention import install_own_attention
 from .own_positions import tell_positions
 from .refusals import refuse_packed
 from .ropes import fix_ropes
+from .shared_blocks import install_shared_blocks
 from .stack_tensors import of_experts, packed_by_outputs
 from .turned import is_turned, on_meta, turn
 from .wrapper import built, cut_to_text, for_text, is_wrapper, straight_to_text, text_parts
@@ -82,6 +83,7 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
     install_lone_stacks(model)
     install_shared_stacks(model)
     install_alternating(model)
+    install_shared_blocks(model)
     install_near_bias(model)
     tell_positions(model)
     return model.eval()
