@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.head_products import HeadProduct
 from ...recurrent import RecurrentShape
 from ..kept import HELD
-from .mixer import Mixer
+from .mixer import Mixer, OfHeads, of_heads
 
 
 def convolved_heads(config: Any) -> RecurrentShape:
@@ -57,7 +56,7 @@ class CompressedConvolution(Mixer):
         self.size, self.heads, self.kv_heads = stock.head_dim, stock.num_attention_heads, stock.num_key_value_heads
         setattr(self.conv_qk_grouped.weight, HELD, True)
         # The weight of the heads' convolution that is laid out, what multiplies by it, and what biases come to.
-        self._laid_out: tuple[Tensor, HeadProduct, Tensor] | None = None
+        self._laid_out: tuple[Tensor, OfHeads, Tensor] | None = None
 
     def forward(
         self, hidden_states: Tensor, past_key_values: Any = None, conv_mask: Tensor | None = None
@@ -88,7 +87,7 @@ class CompressedConvolution(Mixer):
             own = weight.detach().view(heads, self.size, self.size, taps)
             bias = self.conv_qk_depthwise.bias.view(heads, 1, self.size, 1)
             constant = (own.float() * bias.float()).sum((2, 3)) + self.conv_qk_grouped.bias.view(heads, -1).float()
-            self._laid_out = weight, HeadProduct(own.transpose(2, 3).flatten(2)), constant
+            self._laid_out = weight, of_heads(own.transpose(2, 3).flatten(2)), constant
         _, product, constant = self._laid_out
         rows = torch.cat([each[0].view(-1, heads, self.size) for each in before], dim=-1)
         return (product(rows).float() + constant).to(x.dtype)[None]

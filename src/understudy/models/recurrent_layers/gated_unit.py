@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...kernels.head_products import HeadProduct
 from ...kernels.recurrence import RuleStep
 from ...recurrent import RecurrentShape
 from ..kept import HELD
-from .mixer import Mixer
+from .mixer import Mixer, OfHeads, of_heads
 
 # The speed at which a channel forgets at most.
 FASTEST = 8.0
@@ -33,7 +32,7 @@ class GatedUnit(Mixer):
         for name in GATES:
             setattr(getattr(self.rg_lru, name), HELD, True)
         # The weights of gates that are laid out, and what multiplies by each.
-        self._laid_out: list[tuple[Tensor, HeadProduct]] = []
+        self._laid_out: list[tuple[Tensor, OfHeads]] = []
 
     def forward(self, input_states: Tensor, position_ids: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
         """input_states: [1, n, hidden size] -> the same, and no weights."""
@@ -57,6 +56,6 @@ class GatedUnit(Mixer):
             return [x[0].float()] * len(GATES)
         weights = [getattr(self.rg_lru, name) for name in GATES]
         if [weight is own for weight, (own, _) in zip(weights, self._laid_out, strict=False)] != [True] * len(GATES):
-            self._laid_out = [(weight, HeadProduct(weight.detach().transpose(1, 2))) for weight in weights]
+            self._laid_out = [(weight, of_heads(weight.detach().transpose(1, 2))) for weight in weights]
         rows = x[0].view(x.shape[1], len(weights[0]), -1)
         return [product(rows).flatten(1).float() for _, product in self._laid_out]

@@ -5,11 +5,26 @@ where stock code has two that sum in different orders."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
+from ...kernels.head_products import HeadProduct
 from ...kernels.recurrence import RuleStep
+
+# A matrix for each head: rows [n, heads, K] -> [n, heads, N].
+OfHeads = Callable[[Tensor], Tensor]
+
+
+def of_heads(weights: Tensor) -> OfHeads:
+    """What multiplies by `weights` [heads, N, K], each row for itself; on a device torch does, and whether rows are apart there is
+    tried with all else of the stock model."""
+    if weights.device.type == "cpu":
+        return HeadProduct(weights)
+    turned = weights.transpose(1, 2)
+    return lambda rows: torch.matmul(rows.transpose(0, 1), turned).transpose(0, 1)
 
 
 class Mixer(nn.Module):
