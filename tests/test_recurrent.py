@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.test_tree import trees
 from understudy.cache import Cache
-from understudy.kernels.recurrence import RuleStep, fold_anywhere, recur_anywhere
+from understudy.kernels.recurrence import RuleStep, convolve_anywhere, fold_anywhere, recur_anywhere
 from understudy.layer_states import LayerShape
 from understudy.recurrent import FOLD, LATE, RecurrentShape, RecurrentState, Room, tops
 from understudy.tree import AcceptedPath, Nodes, TokenTree
@@ -130,3 +131,32 @@ def test_a_cache_with_both_kinds_of_layers_goes_back_as_far_as_both_can() -> Non
 def test_a_cache_that_cannot_fold_holds_no_recurrent_layer() -> None:
     with pytest.raises(AssertionError, match="folds"):
         Cache([LayerShape(0, 2, 2, recurrent=SHAPE)], 1, 64, torch.float32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(trees(20), st.integers(0, 150), st.integers(0, 2), st.integers(0, 1))
+def test_each_convolution_of_a_layer_sees_a_nodes_own_path(tree: TokenTree, length: int, number: int, kept: int) -> None:
+    """In a tree above a text that was read in pieces, and after a path of it was accepted: the last three inputs there."""
+    shape = RecurrentShape(channels=2, taps=3, further=(3, 2))
+    state, channels = RecurrentState(shape, Room(2, 32, torch.float32), fold_anywhere), (2, 3, 2)[number]
+    own, weight = state.convolved(number), torch.tensor([[4.0, 2.0, 1.0]]).repeat(channels, 1)
+    random = torch.Generator().manual_seed(7)
+    text = torch.randint(1, 9, (length, channels), generator=random).float()
+    for start in range(0, length, 30):
+        given = text[start : start + 30]
+        part = Nodes.of(TokenTree.chain([0] * len(given)), 1, start)
+        convolve_anywhere(given, weight, None, own, part)
+        state.keep(1, start, AcceptedPath(torch.arange(len(part))))
+    x = torch.randint(1, 9, (len(tree), channels), generator=random).float()
+    found = convolve_anywhere(x, weight, None, own, Nodes.of(tree, 1, length))
+    paths = [tree.ancestors[node].nonzero()[:, 0] for node in range(len(tree))]
+    for node, path in enumerate(paths):
+        seen = torch.cat([torch.zeros(2, channels), text, x[path]])[-3:]
+        assert torch.equal(found[node], (seen * torch.tensor([4.0, 2.0, 1.0])[:, None]).sum(0))
+    path = max(paths, key=len) if kept else paths[0]
+    state.keep(1, length, AcceptedPath(path))
+    state.copy(1, 0, length + len(path))
+    after = Nodes.of(TokenTree.chain([0]), 0, length + len(path))
+    last = torch.cat([torch.zeros(2, channels), text, x[path], x[:1]])[-3:]
+    expected = (last * torch.tensor([4.0, 2.0, 1.0])[:, None]).sum(0)
+    assert torch.equal(convolve_anywhere(x[:1], weight, None, state.convolved(number), after)[0], expected)

@@ -170,6 +170,16 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "falcon_mamba": {"state_size": 6, "time_step_rank": 8, **_ALONE, **_UNTIED},
     "mamba": {"state_size": 6, "time_step_rank": 8, **_ALONE, **_UNTIED},
     "mamba2": {"state_size": 24, "num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 16, **_ALONE},
+    # two blocks of attention that three layers share, with adapters of each use, before Mamba-2
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid", "linear_attention", "hybrid"], "num_hidden_layers": 5,
+        "num_mem_blocks": 2, "n_mamba_heads": 4, "mamba_d_state": 16, "mamba_ngroups": 2, "use_shared_attention_adapter": True,
+        "adapter_rank": 16, "use_mem_rope": True, "chunk_size": 16, "num_key_value_heads": 4,
+    },
+    # one number of state for each channel, in two of three layers; the third has a window
+    "recurrent_gemma": {
+        "attention_window_size": 16, "intermediate_size": 320, "logits_soft_cap": 10.0, "tie_word_embeddings": False,
+    },
     "vaultgemma": {"head_dim": 32, "query_pre_attn_scalar": 32, **_SLIDING, **_UNTIED},
     "youtu": {"q_lora_rank": None, "kv_lora_rank": 40, "v_head_dim": 20, **_LATENT, **_UNTIED},
 }  # fmt: skip
@@ -307,6 +317,32 @@ MIXTURES: dict[str, dict[str, Any]] = {
         **_LOCAL_EXPERTS, "kv_channels": 16, "num_key_value_heads": 4, "without": ("num_attention_heads",),
         "tie_word_embeddings": False,
     },
+    # latent states of other sizes in layers with a window, which have heads of their own, and an index in the others
+    "dots3_note_text": {
+        **_ROUTED_EXPERTS, **_LATENT, "q_lora_rank": 48, "kv_lora_rank": 40, "v_head_dim": 16, "head_dim": 32, **_INDEX,
+        "shared_experts_intermediate_size": 64, "sliding_window": 10, "swa_num_attention_heads": 2, "swa_num_key_value_heads": 2,
+        "swa_q_lora_rank": 32, "swa_kv_lora_rank": 56, "swa_head_dim": 20, "swa_qk_nope_head_dim": 12, "swa_v_head_dim": 8,
+        "layer_types": ["indexed_attention", "sliding_attention", "indexed_attention"],
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+    },
+    # a state that each head forgets at its own speed, and factors of both halves of a layer
+    "minimax": {
+        **_LOCAL_EXPERTS, "head_dim": 16, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "block_size": 32, "linear_attn_alpha_factor": 1.5, "linear_attn_beta_factor": 0.7, "full_attn_alpha_factor": 1.2,
+        "mlp_alpha_factor": 1.4, "mlp_beta_factor": 0.8, **_UNTIED,
+    },
+    # queries and keys that are convolved, values of the token before, a router with a state, and an expert that gives nothing
+    "zaya": {
+        **_EXPERTS, "num_experts_per_tok": 1, "head_dim": 16, "sliding_window": 12, "router_hidden_size": 32, "cca_time1": 3,
+        "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding"], **_UNTIED,
+    },
+    # a bias by distance, four convolutions a layer, heads of their own in layers with a window, and shared experts in stacks
+    "inkling_text": {
+        **_ROUTED_EXPERTS, "head_dim": 16, "swa_head_dim": 24, "swa_num_attention_heads": 6, "swa_num_key_value_heads": 3,
+        "d_rel": 8, "rel_extent": 20, "sliding_window_size": 12, "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding"],
+        "mlp_layer_types": ["dense", "sparse", "sparse"], "n_shared_experts": 2, "log_scaling_n_floor": 8,
+        "unpadded_vocab_size": 250, "logits_mup_width_multiplier": 2.0, "route_scale": 2.0,
+    },
     # two latent attentions, two networks and a mixture in each layer, of which some experts give back what they are given
     "longcat_flash": {
         **_LATENT, "num_layers": 2, "q_lora_rank": 48, "kv_lora_rank": 40, "v_head_dim": 12, "head_dim": 8, "ffn_hidden_size": 96,
@@ -388,6 +424,17 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     "qwen3_omni_moe_thinker": {
         **_EXPERTS, "head_dim": 16, **sections(3, 3, 2, mrope_interleaved=True), "beside": {"vision_start_token_id": 251},
     },
+    # a norm behind each expert, experts of another width, gates on residuals, and layers without a rope
+    "muse_spark": {
+        **_LOCAL_EXPERTS, "head_dim": 16, "moe_hidden_size": 128, "intermediate_size": 160, "moe_intermediate_size": 64, **MIXED,
+        "mlp_layer_types": ["dense", "sparse", "sparse"], "final_logit_softcapping": 5.0, "output_multiplier": 0.5,
+        "layer_rope_theta": [1e4, 0, 1e4], "qk_scale_factor": 2.0,
+        "beside": {"audio_config": {
+            "hidden_sizes": [16, 32], "depths": [1, 1], "patch_sizes": [16, 6], "num_hidden_layers": 2, "out_hidden_size": 64,
+        }},
+    },
+    # gates that are stored row by row between what they gate
+    "inkling_mm_model": {"text": "inkling_text", "beside": {"vision_config": {"num_hidden_layers": 4, "patch_size": 4}}},
     "qwen3_vl_moe": {**_EXPERTS, "head_dim": 16, **sections(3, 3, 2, mrope_interleaved=True)},
 }  # fmt: skip
 # Sizes of the other parts of a multimodal model, by the names that their configs may have.

@@ -57,6 +57,8 @@ class LayerShape:
     history: int = 0
     # how it compresses the keys of old tokens; None: it does not
     compressed: CompressedShape | None = None
+    # distances by which something is added to scores; 0: nothing is
+    extent: int = 0
 
     @property
     def numbers(self) -> int:

@@ -7,6 +7,7 @@ target overwrites what a draft recorded, and rolling back is setting a number, a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -47,6 +48,8 @@ class RecurrentShape:
     by_channel: bool = False
     # are those decays exp(rate * step), with rates of the layer's own and one step for each head, which alone is recorded?
     rated: bool = False
+    # inputs of each further convolution of the layer, which looks at as many tokens
+    further: tuple[int, ...] = ()
 
     def places(self, scratch: int) -> int:
         """Records that a row holds, where trees have at most `scratch` nodes: three times FOLD at least, as a tile of a prompt may
@@ -66,7 +69,7 @@ class RecurrentShape:
     def record_bytes(self, dtype: torch.dtype) -> int:
         """The record of one token, of a model whose cache has `dtype`."""
         numbers = self.key_heads * self.key_size + self.value_heads * (self.value_size + self.decays)
-        return self.channels * dtype.itemsize + 4 * numbers
+        return (self.channels + sum(self.further)) * dtype.itemsize + 4 * numbers
 
     def row_bytes(self, scratch: int, dtype: torch.dtype) -> int:
         """All that one row takes: its records, two states (and newer ones, where those are kept), and what lets it go back to the
@@ -94,10 +97,10 @@ Fold = Callable[["RecurrentState", int, int], None]
 class RecurrentState:
     """Records and states of one recurrent layer.
 
-    inputs: [rows, places, channels]. keys: [rows, places, key heads, key size] float32. values: [rows, places, value heads,
-    value size] float32: what is added to the state along the key, such as the delta. decays: [rows, places, value heads]
-    float32: the factor of the state before that; [rows, places, value heads, key size] where each channel has its own. Slot s lies
-    at place s % places.
+    inputs: [rows, places, channels]; further: the same of each further convolution. keys: [rows, places, key heads, key size]
+    float32. values: [rows, places, value heads, value size] float32: what is added to the state along the key, such as the delta.
+    decays: [rows, places, value heads] float32: the factor of the state before that; [rows, places, value heads, key size] where
+    each channel has its own. Slot s lies at place s % places.
 
     states: [rows, 2, value heads, key size, value size] float32; the state after 64 * n tokens lies at n % 2. The newest two are
     held: those after 64 * newest[row] tokens, and the one before."""
@@ -113,7 +116,7 @@ class RecurrentState:
         self.newest = [0] * rows
         records = shape.places(room.scratch)
         self.records = _records(shape, (rows, records), dtype, device)
-        self.inputs, self.keys, self.values, self.decays = self.records
+        self.inputs, self.keys, self.values, self.decays, *self.further = self.records
         size = (shape.value_heads, shape.key_size, shape.value_size)
         self.states = torch.zeros((rows, 2, *size), dtype=torch.float32, device=device)
         # tokens after which a row's saved state and its last 64 records were kept; 0: none were
@@ -134,6 +137,14 @@ class RecurrentState:
     def places(self) -> int:
         """Records that a row holds."""
         return self.inputs.shape[1]
+
+    def convolved(self, number: int) -> RecurrentState:
+        """Itself, with the inputs of convolution `number` of the layer for those of its first."""
+        if number == 0:
+            return self
+        own = copy.copy(self)
+        own.inputs = self.further[number - 1]
+        return own
 
     def advance(self, row: int, position: int) -> None:
         """Fold what a chain that reads `position` of `row` needs. The records below it must be there."""
@@ -265,6 +276,7 @@ def _records(shape: RecurrentShape, count: tuple[int, int], dtype: torch.dtype, 
         torch.zeros((*count, shape.key_heads, shape.key_size), dtype=torch.float32, device=device),
         torch.zeros((*count, heads, shape.value_size), dtype=torch.float32, device=device),
         torch.zeros((*count, *decays), dtype=torch.float32, device=device),
+        *(torch.zeros((*count, channels), dtype=dtype, device=device) for channels in shape.further),
     )
 
 

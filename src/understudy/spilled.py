@@ -40,7 +40,8 @@ def spillable(shape: LayerShape, itemsize: int) -> bool:
     """Can a layer of `shape` spill? It must look at keys and values of all tokens, and STEP of either must be whole
     pages."""
     pages = all(STEP * size * itemsize % ALIGNMENT == 0 for size in shape.sizes)
-    return shape.numbers > 0 and pages and not (shape.window_slots or shape.small or shape.chunk or shape.index_size)
+    otherwise = shape.window_slots or shape.small or shape.chunk or shape.index_size or shape.extent
+    return shape.numbers > 0 and pages and not otherwise
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from tests.test_tree import trees
 from understudy.kernels import attention
 from understudy.kernels.attention import AttentionSpec
+from understudy.kernels.draft_attention import LevelAttention
 from understudy.layer_states import FullState, LayerShape
 from understudy.small_keys import size_in, stored
 from understudy.tree import Nodes, TokenTree
@@ -65,6 +66,45 @@ def test_the_kernel_is_attention_over_what_each_node_sees(
     assert found.shape == (len(nodes), heads, size) and found.dtype == dtype
     tolerance = 2e-2 if dtype == torch.bfloat16 else 2e-5
     assert torch.allclose(found.float(), expected.float(), atol=tolerance, rtol=tolerance)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    trees(20),
+    st.integers(0, 150),
+    st.sampled_from([0, 5, 70]),
+    st.sampled_from([1, 7, 64, 100]),
+    st.sampled_from([(4, 2), (3, 1), (2, 2)]),
+    st.booleans(),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_a_bias_is_added_by_how_far_a_position_lies_before_the_node(
+    tree: TokenTree, length: int, window: int, extent: int, heads: tuple[int, int], sinks: bool, dtype: torch.dtype
+) -> None:
+    """In the target and in a level, against one node's positions one by one; and its bits are those that it has alone."""
+    torch.manual_seed(length)
+    state = filled(LayerShape(heads[1], 24, 16), 2, 256, dtype)
+    nodes = Nodes.join([Nodes.of(TokenTree.chain([1] * 5), 0, 61), Nodes.of(tree, 1, length)])
+    query, bias = torch.randn(len(nodes), heads[0], 24).to(dtype), torch.randn(len(nodes) + 3, heads[0], extent)
+    spec = AttentionSpec(0.3, window, sinks=torch.randn(heads[0]) if sinks else None, bias=bias)
+    found = attention.attend(query, state.keys, state.values, nodes, spec)
+    drafted = LevelAttention(nodes)(query, state.keys, state.values, spec)
+    for node in range(len(nodes)):
+        position, row = int(nodes.positions[node]), int(nodes.rows[node])
+        seen = torch.arange(max(position + 1 - window, 0) if window else 0, position + 1)
+        slots = nodes[node : node + 1].slots_at(seen[None])[0]
+        k, v = (slab[row, :, slots].repeat_interleave(heads[0] // heads[1], 0).double() for slab in (state.keys, state.values))
+        scores = (k @ query[node].double()[..., None])[..., 0] * 0.3
+        far = position - seen
+        scores[:, far < extent] += bias[node, :, far[far < extent]]
+        if spec.sinks is not None:
+            scores = torch.cat([scores, spec.sinks[:, None].double()], 1)
+        expected = (scores.softmax(-1)[:, None, : len(seen)] @ v)[:, 0]
+        tolerance = 3e-2 if dtype == torch.bfloat16 else 2e-5
+        assert torch.allclose(found[node].double(), expected, atol=tolerance, rtol=tolerance)
+        assert torch.allclose(drafted[node].double(), expected, atol=2 * tolerance, rtol=2 * tolerance)
+        alone = attention.attend(query[node : node + 1], state.keys, state.values, nodes[node : node + 1], spec[node : node + 1])
+        assert torch.equal(alone[0], found[node])
 
 
 @pytest.mark.parametrize("attend", [attention.attend, attention.attend_anywhere])

@@ -1,8 +1,10 @@
 """Exact attention over the cache: the CPU's, and one in plain torch for wherever there is no kernel."""
 
+from __future__ import annotations
+
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -18,6 +20,7 @@ from .amx_dot import has_amx
 from .weighted import BLOCK
 
 NO_SINKS = np.empty(0, np.float32)
+NO_BIAS = np.empty((0, 0, 0), np.float32)
 # nodes that `attend_anywhere` runs together
 GROUP = 32
 # products of a query and a key; below about a millisecond, sharing the heads out costs more than it saves
@@ -53,6 +56,13 @@ class AttentionSpec:
     sinks: Tensor | None = field(default=None, compare=False)
     # what an index has chosen for the nodes to look at
     chosen: Chosen = field(default=ALL, compare=False)
+    # [n or more, heads, extent], of any type, on a processor: what is added to the score of a position by how far it lies before
+    # the node, as long as that is less than `extent`; None: nothing is
+    bias: Tensor | None = field(default=None, compare=False)
+
+    def __getitem__(self, part: slice) -> AttentionSpec:
+        """Itself, for a part of the nodes, of which none is told what to look at."""
+        return self if self.bias is None else replace(self, bias=self.bias[part])
 
 
 def attend(
@@ -73,16 +83,18 @@ def attend(
     # Vectors read as many numbers as there is room for; of values that are the first numbers of keys they need no array.
     v = k if kernels.step == 1 and values.data_ptr() == keys.data_ptr() else bits_of_slab(values)
     mask = np.empty((1, len(q), 0), np.uint64) if spec.chosen.mask is None else spec.chosen.mask.numpy().view(np.uint64)
+    bias = NO_BIAS if spec.bias is None else spec.bias[: len(q)].float().contiguous().numpy()
     options = spec.window, spec.scaling, spec.softcap
 
     def share_of(task: tuple[int, int, int, int]) -> None:
         first, last, start, end = task
         seen = (*(array[start:end] for array in nodes.arrays), np.ascontiguousarray(mask[:, start:end]))
         if heads > 1:
-            kernels.attend(q[start:end], k, v, *seen, *options, sinks, first, last, out[start:end], kernels.tables)
+            kernels.attend(q[start:end], k, v, *seen, bias[start:end], *options, sinks, first, last, out[start:end], kernels.tables)
             return
         asked, own = np.ascontiguousarray(q[start:end, first:last]), np.empty((end - start, last - first, out.shape[2]), np.float32)
-        kernels.attend(asked, k, v, *seen, *options, sinks[first:last], 0, 1, own, kernels.tables)
+        near = np.ascontiguousarray(bias[start:end, first:last])
+        kernels.attend(asked, k, v, *seen, near, *options, sinks[first:last], 0, 1, own, kernels.tables)
         out[start:end, first:last] = own
 
     work, shared = q.size * (nodes.last + 1), heads if heads > 1 else q.shape[1]
@@ -146,6 +158,7 @@ def attend_anywhere(query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, s
 
     Nodes go in groups of GROUP (the last is padded), through blocks of 64 absolute positions with a running softmax, so
     every product has the same shape always and a node's bits do not depend on how many others there are."""
+    assert spec.bias is None, "biases by distance are added on a processor alone"
     nodes = nodes.to(query.device)
     groups = [
         _attend_group(query[i : i + GROUP], keys, values, nodes[i : i + GROUP], spec)

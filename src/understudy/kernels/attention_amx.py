@@ -82,7 +82,7 @@ def add(
     query: Any, keys: Any, values: Any, heads: Any, seen: Any, how: Any, part: Any, scratch: Any, state: Any
 ) -> None:  # fmt: skip
     """`attention_cpu.add`, of bfloat16; query: float32 that are such."""
-    rows, _, prefix, tail, mask = seen
+    rows, _, prefix, tail, _ = seen
     pairs, values_pairs, _, _, scores, halves, tables = scratch
     head, first_query = heads
     count, dim, sums = len(rows), query.shape[2], state[2]
@@ -110,7 +110,7 @@ def add(
                 x = numbers.ctypes.data + r * width * 2
                 amx_products(pairs.ctypes.data, dim, x, width * 2, scores.ctypes.data, BLOCK * 4)
                 limits = first - start, last - start
-                absorb(scores, tall, limits, how, r, state, halves.ctypes.data, HALVES, mask, b)
+                absorb(scores, tall, limits, how, r, state, halves.ctypes.data, HALVES, seen, b)
                 there = sums.ctypes.data + r * size * 4
                 for piece in range(values_pairs.shape[0]):
                     block = values_pairs[piece].ctypes.data
@@ -120,15 +120,15 @@ def add(
 
 @contracted
 def attend(
-    query: Any, keys: Any, values: Any, rows: Any, positions: Any, prefix: Any, tail: Any, mask: Any,
+    query: Any, keys: Any, values: Any, rows: Any, positions: Any, prefix: Any, tail: Any, mask: Any, bias: Any,
     window: int, scaling: float, softcap: float, sinks: Any, first_head: int, last_head: int, out: Any, tables: Any,
 ) -> None:  # fmt: skip
     """`attention_cpu.attend`, of bfloat16 queries, keys and values. tables: `registers` of the size of keys."""
     group, size = query.shape[1] // keys.shape[1], (out.shape[2] + BLOCK - 1) // BLOCK * BLOCK
-    how = window, np.float32(scaling), np.float32(softcap)
     scratch = scratch_of(keys, values, query.shape[2], out.shape[2], tables)
     for head in range(first_head, last_head):
         first_query, own = head * group, mask[min(head, len(mask) - 1)]
+        how = window, np.float32(scaling), np.float32(softcap), bias[:, first_query : first_query + group]
         seen = rows, positions, prefix, tail, own
         state = state_of(len(query), group, size, sinks, first_query)
         raise_tops(state, own)

@@ -87,23 +87,29 @@ def state_of(count: int, group: int, size: int, sinks: Any, first_query: int) ->
 
 @contracted
 def absorb(
-    products: Any, count: int, limits: Any, how: Any, first: int, state: Any, target: int, halves: bool, mask: Any, block: int
+    products: Any, count: int, limits: Any, how: Any, first: int, state: Any, target: int, halves: bool, seen: Any, block: int
 ) -> None:  # fmt: skip
     """Make weights at the address `target` of the `products` [any, 64] of `count` rows and a block, and let their sums fade
     where they must. A row is a query head of a node, the state's rows from `first` on.
 
-    limits: the first and the last place of the block that they see; how: window, factor of a product and cap of a score; mask: see
-    `attend`, of one head and the state's nodes."""
+    limits: the first and the last place of the block that they see; how: window, factor of a product, cap of a score and the bias
+    of the state's rows (see `attend`); seen: see `add`."""
     tops, totals, sums, fades = state
-    _, scale, cap = how
+    _, scale, cap, bias = how
+    _, positions, _, _, mask = seen
+    group = len(tops) // len(positions)
     if cap > 0:
         # of the whole block: where a loop begins may decide how its numbers are rounded
         for r in range(count):
             for j in range(BLOCK):
                 products[r, j] = cap * np.tanh(products[r, j] * scale / cap)
         scale = np.float32(1)
+    if bias.shape[2] > 0:
+        for r in range(count):
+            node = (first + r) // group
+            shift(products[r], scale, bias[node, (first + r) % group], positions[node] - block * BLOCK)
+        scale = np.float32(1)
     if mask.shape[1] > 0:
-        group = len(tops) // len(mask)
         for r in range(count):
             hide(products[r], mask[(first + r) // group, block])
     own = tops.ctypes.data + first * 4, totals.ctypes.data + first * LANES * 4, fades.ctypes.data
@@ -121,6 +127,17 @@ def raise_tops(state: Any, mask: Any) -> None:
     if mask.shape[1] > 0:
         for r in range(len(tops)):
             tops[r] = max(tops[r], LOWEST)
+
+
+@contracted
+def shift(scores: Any, scale: Any, bias: Any, distance: int) -> None:
+    """Make `scores` [64] of products that lie up to `distance` positions before a node: bias [extent] has what is added by how far
+    a position lies before it, and nothing is added farther away."""
+    # a loop of its own, of the whole block: nothing is rounded otherwise where the bias begins
+    for j in range(BLOCK):
+        scores[j] *= scale
+    for j in range(max(0, distance + 1 - len(bias)), min(BLOCK, distance + 1)):
+        scores[j] += bias[distance - j]
 
 
 @contracted
@@ -161,7 +178,7 @@ def add(
 
     heads: that head, and the first of the query heads that share it; seen: rows, positions, prefix, tail and mask of the nodes;
     how: see `absorb`; scratch: see `scratch_of`; state: see `state_of`."""
-    rows, positions, prefix, tail, mask = seen
+    rows, positions, prefix, tail, _ = seen
     bits, shared, own, shared_values, own_values = scratch
     head, first_query = heads
     count, dim, sums = len(rows), query.shape[2], state[2]
@@ -187,10 +204,10 @@ def add(
                 for node in range(i, end):
                     low, high = span(positions[node], how[0], start)
                     own_scores, limits = scores[(node - i) * group :], (low - start, high - start)
-                    absorb(own_scores, group, limits, how, node * group, state, own_scores.ctypes.data, FLOATS, mask, b)
+                    absorb(own_scores, group, limits, how, node * group, state, own_scores.ctypes.data, FLOATS, seen, b)
             else:
                 limits = first - start, last - start
-                absorb(scores, outputs, limits, how, i * group, state, scores.ctypes.data, FLOATS, mask, b)
+                absorb(scores, outputs, limits, how, i * group, state, scores.ctypes.data, FLOATS, seen, b)
             block, held_values = _load(
                 values, rows[i], head, prefix[i], tail[i], start, last, VALUES, bits, shared_values, own_values, held_values
             )
@@ -215,21 +232,22 @@ def _add(block: Any, places: Any, first: int, last: int, line: Any, outputs: int
 
 @contracted
 def attend(
-    query: Any, keys: Any, values: Any, rows: Any, positions: Any, prefix: Any, tail: Any, mask: Any,
+    query: Any, keys: Any, values: Any, rows: Any, positions: Any, prefix: Any, tail: Any, mask: Any, bias: Any,
     window: int, scaling: float, softcap: float, sinks: Any, first_head: int, last_head: int, out: Any, tables: Any,
 ) -> None:  # fmt: skip
     """query: [n, heads, key size] float32; out: [n, heads, value size] float32. keys, values: [rows, kv heads, places, size]
     float32, uint16 holding bfloat16, or uint8: lines of `small_keys`.
 
     rows, positions, prefix: [n]; tail: [n, t] (see tree.Nodes). mask: [1 or kv heads, n, blocks] uint64: bit j of word b is
-    set where position 64 * b + j is seen, if the node sees it at all; [1, n, 0]: all are. window 0: all positions are
+    set where position 64 * b + j is seen, if the node sees it at all; [1, n, 0]: all are. bias: [n, heads, extent] float32, what is
+    added to the score of a position by how far it lies before the node; nothing is from `extent` on. window 0: all positions are
     seen; else the last `window`. sinks: [heads] float32, or empty. Serves kv heads first_head..last_head-1. tables: as `scratch_of`
     takes them."""
     group, size = query.shape[1] // keys.shape[1], out.shape[2]
-    how = window, np.float32(scaling), np.float32(softcap)
     scratch = scratch_of(keys, values, query.shape[2], size, tables)
     for head in range(first_head, last_head):
         first_query, own = head * group, mask[min(head, len(mask) - 1)]
+        how = window, np.float32(scaling), np.float32(softcap), bias[:, first_query : first_query + group]
         seen = rows, positions, prefix, tail, own
         state = state_of(len(query), group, size, sinks, first_query)
         raise_tops(state, own)

@@ -36,7 +36,8 @@ class LevelAttention:
                 chosen = _chosen(self.nodes[start:end], spec.chosen.mask[:, start:end], columns).repeat(1, group, 1)
                 mask = chosen if mask is None else mask & chosen
             k, v = (plain(slab[row, :, :columns]).to(query.dtype) for slab in (keys, values))
-            outs.append(_grouped(query[start:end], k, v, mask, spec))
+            near = None if spec.bias is None else _near(self.nodes[start:end], spec.bias[start:end], columns, spec.window)
+            outs.append(_grouped(query[start:end], k, v, mask, near, spec))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
     def _mask(self, start: int, end: int, window: int, places: int, group: int) -> tuple[int, Tensor | None]:
@@ -77,21 +78,40 @@ def _chosen(nodes: Nodes, words: Tensor, columns: int) -> Tensor:
     return found
 
 
-def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec) -> Tensor:
-    """q [n, heads, key size] over k, v [kv heads, columns, size]: the query heads that share a kv head are rows of one product."""
+def _near(nodes: Nodes, bias: Tensor, columns: int, window: int) -> Tensor:
+    """[heads, n, columns]: what is added to the score of each column for each node, by a `bias` [n, heads, extent] by distance."""
+    extent = min(bias.shape[2], window or bias.shape[2])
+    places = nodes.positions[:, None] - torch.arange(extent)
+    there = nodes.slots_at(places.clamp(min=0)) % columns
+    given = torch.where((places >= 0)[:, None], bias[..., :extent], 0)
+    found = bias.new_zeros(*bias.shape[:2], columns)
+    return found.scatter_add_(2, there[:, None].expand(given.shape), given).transpose(0, 1)
+
+
+def _grouped(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, near: Tensor | None, spec: AttentionSpec
+) -> Tensor:  # fmt: skip
+    """q [n, heads, key size] over k, v [kv heads, columns, size]: the query heads that share a kv head are rows of one product.
+    near: see `_near`; None: nothing is added."""
     n, heads, dim = q.shape
     rows = q.transpose(0, 1).reshape(k.shape[0], -1, dim)
+    if near is not None:
+        near = near.to(q.dtype).reshape(*rows.shape[:2], -1)
     if spec.softcap or spec.sinks is not None:
-        out = _weights(rows @ k.transpose(-1, -2) * spec.scaling, mask, spec) @ v
+        out = _weights(rows @ k.transpose(-1, -2) * spec.scaling, mask, near, spec) @ v
     else:
+        if near is not None:
+            mask = near if mask is None else near.masked_fill(~mask, -torch.inf)
         out = nn.functional.scaled_dot_product_attention(rows[None], k[None], v[None], attn_mask=mask, scale=spec.scaling)[0]
     return out.reshape(heads, n, v.shape[-1]).transpose(0, 1)
 
 
-def _weights(scores: Tensor, mask: Tensor | None, spec: AttentionSpec) -> Tensor:
+def _weights(scores: Tensor, mask: Tensor | None, near: Tensor | None, spec: AttentionSpec) -> Tensor:
     """The weights [kv heads, shared heads * n, columns] of scores in the same shape."""
     if spec.softcap:
         scores = spec.softcap * torch.tanh(scores / spec.softcap)
+    if near is not None:
+        scores = scores + near
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     if spec.sinks is None:

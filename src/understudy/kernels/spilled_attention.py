@@ -16,7 +16,7 @@ from torch import Tensor
 from ..spilled import CHUNK, FIRST, SpilledState, chunks_of
 from ..tree import Nodes
 from . import attention_cpu
-from .attention import NO_SINKS, AttentionSpec, Kernels, bits_of_slab, kernels_for
+from .attention import NO_BIAS, NO_SINKS, AttentionSpec, Kernels, bits_of_slab, kernels_for
 from .weighted import BLOCK
 
 
@@ -77,7 +77,7 @@ class _Share:
         self.kernels, self.heads, self.nodes = kernels, heads, nodes
         dim, size = query.shape[2], values.shape[3]
         sinks = NO_SINKS if spec.sinks is None else spec.sinks.float().numpy()
-        self.how = spec.window, np.float32(spec.scaling), np.float32(spec.softcap)
+        self.how = spec.window, np.float32(spec.scaling), np.float32(spec.softcap), NO_BIAS
         self.query = query[slice(*nodes)]
         group = self.query.shape[1]
         self.state = attention_cpu.state_of(nodes[1] - nodes[0], group, -(-size // kernels.step) * kernels.step, sinks, heads[1])

@@ -224,9 +224,9 @@ class Level:
         """Its nodes as they lie in fast memory in `layer`."""
         return self.short if self.cache.spills(layer) else self.placed.at(layer)[1]
 
-    def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None, number: int = 0) -> Tensor:
         device, there = self.placed.at(layer)
-        return device.convolve(x, weight, bias, self.cache.recurrent[layer], there)
+        return device.convolve(x, weight, bias, self.cache.recurrent[layer].convolved(number), there)
 
     def recur(self, layer: int, step: RuleStep) -> Tensor:
         state = self.cache.advanced(layer, self.tops)

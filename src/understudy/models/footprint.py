@@ -218,6 +218,8 @@ def footprint_of(
     states that layers hand on there are those that went into a layer, and what it foretells of them."""
     if shape.latent:
         sizes = sizes.with_states()
+    # a bias by distance: as it is made, and in float32
+    near = shape.extent * shape.heads * (dtype.itemsize + 4)
     width, *others = (width for _, width in sizes.tables)
     beside = sum(others)
     rows_bytes = TILE * (width + beside) * dtype.itemsize + 4 * TILE * beside * 4
@@ -229,7 +231,7 @@ def footprint_of(
         substitute_bytes=sizes.substitute_bytes,
         shared_bytes=sizes.shared_bytes(dtype),
         kv_bytes_per_token=0,
-        tile_bytes=TILE * (states * shape.hidden_size + 2 * sizes.widest_outputs + beside) * dtype.itemsize,
+        tile_bytes=TILE * ((states * shape.hidden_size + 2 * sizes.widest_outputs + beside) * dtype.itemsize + near),
         tile_logits_bytes=logits_bytes,
         choosing_bytes=choosing_bytes(shape.vocabulary) + (2 * logits_bytes if shape.changes_logits else 0),
         embedding_bytes=kept_bytes + rows_bytes,

@@ -17,10 +17,14 @@ from ..seeds import seeded
 
 # Numbers that one weight of a decoder block may have and not stream: it lies in fast memory beside the substitute.
 MOST_KEPT = 5 << 20
+# What a parameter says of itself that is a stack of small matrices, all of which multiply every token.
+HELD = "understudy_held"
 # A Linear that decides has fewer outputs than a block, and at least so many times as many inputs, or fewer than so many.
 NARROW = 8
 # What routers add to the scores of their experts.
 SCORE_BIAS = "e_score_correction_bias"
+# What a router has that is a small network, all of which decides (ZAYA).
+BALANCE = "balancing_biases"
 # Where a class of transformers lists what it holds in float32: in any half precision, and in float16 alone.
 _LISTS = ("_keep_in_fp32_modules_strict", "_keep_in_fp32_modules")
 # What a forward of its own raises when it is given a small weight that it was not written for.
@@ -38,12 +42,14 @@ def streams(module: nn.Module, in_float32: bool) -> bool:
 
 def routers(model: nn.Module) -> set[nn.Module]:
     """The Linears of `model` that choose experts and have as many outputs as there are, however many: those beside a bias that is
-    added to the scores of all experts before some are chosen."""
+    added to the scores of all experts before some are chosen; and all Linears of a router that is a network."""
     found: set[nn.Module] = set()
     for module in model.modules():
         bias = getattr(module, SCORE_BIAS, None)
         if isinstance(bias, torch.Tensor):
             found |= {m for m in module.children() if isinstance(m, nn.Linear) and m.out_features == bias.numel()}
+        if isinstance(getattr(module, BALANCE, None), torch.Tensor):
+            found |= {m for m in module.modules() if isinstance(m, nn.Linear)}
     return found
 
 
@@ -71,7 +77,9 @@ def is_linear(module: nn.Module) -> bool:
 
 def may_be_kept(parameter: nn.Parameter) -> bool:
     """May a weight of a decoder block be kept? Vectors may; so may small matrices and convolutions of single channels, but no
-    stacks of matrices such as experts have."""
+    stacks of matrices such as experts have, unless whoever takes a stock module's place says so."""
+    if getattr(parameter, HELD, False):
+        return parameter.numel() <= MOST_KEPT
     return parameter.dim() < 2 or (parameter.numel() <= MOST_KEPT and sum(size > 1 for size in parameter.shape) < 3)
 
 

@@ -31,7 +31,7 @@ from .mixtures.experts import hand_over, mixes
 from .mixtures.routed import Rows
 from .path_entries import PathEntries
 from .pooled_keys import PooledQuery
-from .stock import hf, latent
+from .stock import hf, latent, near_bias
 from .stock.names import finder, sources
 from .stock.stored_tensors import stored_buffers
 
@@ -78,8 +78,9 @@ class Pass(Protocol):
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         """Attention of query [n, heads, key size] over the KV cache: [n, heads, value size]."""
 
-    def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Convolution of x [n, channels] with weight [channels, taps] along the path of each node; x is recorded."""
+    def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None, number: int = 0) -> Tensor:
+        """Convolution of x [n, channels] with weight [channels, taps] along the path of each node, the layer's convolution
+        `number`; x is recorded."""
 
     def recur(self, layer: int, step: RuleStep) -> Tensor:
         """What the rule of recurrent `layer` gives after each node [n, value heads, value size], float32; `step` is recorded."""
@@ -236,12 +237,14 @@ def attention(
             raise CheckpointError(f"Layer {module.layer_idx} attends to some keys alone ({name}), which is not supported yet.")
         if (watch := getattr(module, "watch", None)) is not None:
             watch.call(module, query, key, value)
+        near_bias.bias_given(module, others.get(near_bias.BIAS))
         return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
     current: CurrentPass = module.understudy  # type: ignore[assignment]
     under_way = current.under_way
     assert under_way is not None and isinstance(module.layer_idx, int)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    spec = AttentionSpec(float(scale), sliding_window or 0, softcap or 0.0, others.get("s_aux"), chosen or ALL)
+    bias = near_bias.bias_given(module, others.get(near_bias.BIAS))
+    spec = AttentionSpec(float(scale), sliding_window or 0, softcap or 0.0, others.get("s_aux"), chosen or ALL, bias)
     under_way.write_kv(module.layer_idx, key[0].transpose(0, 1), value[0].transpose(0, 1))
     asked, heads = query[0].transpose(0, 1), getattr(module, latent.HEADS, None)
     if heads is None:

@@ -129,11 +129,11 @@ class WholePass:
         found = []
         for part in _parts(self.count, self._at_once(layer)):
             self.view.cache.write(layer, there[part], None, *(each[part] for each in written))
-            found.append(device.attend(query[part], state.keys, state.values, seen[part], spec))
+            found.append(device.attend(query[part], state.keys, state.values, seen[part], spec[part]))
         return torch.cat(found)
 
-    def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        state = self.view.cache.recurrent[layer]
+    def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None, number: int = 0) -> Tensor:
+        state = self.view.cache.recurrent[layer].convolved(number)
         device, there = self.placed.at(layer)
         parts = _parts(self.count, self._walked(device, state))
         out = _joined([device.convolve(x[part], weight, bias, state, there[part]) for part in parts])
@@ -204,9 +204,9 @@ class Rehearsal(WholePass):
         size = self.view.cache.layers[layer].shape.value_size
         return query[:, :, torch.arange(size, device=query.device) % query.shape[2]]
 
-    def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None, number: int = 0) -> Tensor:
         """So is what a device's kernels do that walk over nodes, and nothing is recorded for it."""
-        return x if self._walks(layer) else super().convolve(layer, x, weight, bias)
+        return x if self._walks(layer) else super().convolve(layer, x, weight, bias, number)
 
     def recur(self, layer: int, step: RuleStep) -> Tensor:
         """A number of each head's query and key stands for what the rule makes of all."""

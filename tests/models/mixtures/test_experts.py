@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from tests.tiny import COMMON, MIXTURES
+from tests.tiny import COMMON, MIXTURES, wrapper
 from tests.tiny import stock as whole
 from understudy.errors import CheckpointError
+from understudy.models.mixtures import experts as computed
 from understudy.models.mixtures.experts import experts_name, hand_over, mix, mixes, stacks
 from understudy.models.mixtures.routed import Rows, product
+from understudy.models.proving.proof import fault
 from understudy.models.stock import structure
 from understudy.models.streamed import attention_name
 
@@ -137,7 +139,7 @@ def test_stacks_are_found_in_the_order_of_use(family: str, first: str) -> None:
     ("change", "why"),
     [
         ({"has_bias": True}, "keeps down_proj, gate_up_proj"),
-        ({"has_post_expert_norm": True}, "has a norm behind each"),
+        ({"has_post_expert_norm": True}, "has a norm behind each that is not found"),
         ({"has_gate": False}, "keeps down_proj, gate_up_proj"),
     ],
 )
@@ -148,3 +150,16 @@ def test_experts_that_compute_otherwise_are_refused(change: dict[str, bool], why
         setattr(module, name, value)
     with pytest.raises(CheckpointError, match=f"experts in a way that is not supported yet: it {why}"):
         stacks(model)
+
+
+def test_a_norm_behind_each_expert_sees_one_row_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row has the same bits among any others; and a proof sees where it is left out."""
+    rows = torch.randn(77, 128).bfloat16()
+    whole_model = whole("muse_spark")
+    norm = whole_model.model.language_model.layers[1].mlp.experts
+    every = computed._normed(norm, rows)
+    assert torch.allclose(every.float().pow(2).mean(-1), torch.ones(77), atol=0.05) and len(computed._normed(norm, rows[:0])) == 0
+    for count in (1, 5, 32, 40):
+        assert torch.equal(computed._normed(norm, rows[-count:]), every[-count:])
+    monkeypatch.setattr(computed, "_normed", lambda module, out: out)
+    assert "gives other logits" in str(fault(wrapper("muse_spark")))

@@ -49,8 +49,11 @@ def mixtures(
 
 
 def _gate_of(module: Any) -> GateKind | None:
-    """What opens the gate of its experts, if they have no biases, and the first half of what they are given is the gate's."""
-    return None if module.has_bias else gate_of(lambda x: module._apply_gate(torch.cat([x, torch.ones_like(x)], -1)))
+    """What opens the gate of its experts, if they have no biases and no norms, and the first half of what they are given is the
+    gate's."""
+    if module.has_bias or module.has_post_expert_norm:
+        return None
+    return gate_of(lambda x: module._apply_gate(torch.cat([x, torch.ones_like(x)], -1)))
 
 
 @contextmanager

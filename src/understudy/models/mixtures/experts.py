@@ -25,8 +25,10 @@ from .routed import Routed
 if TYPE_CHECKING:
     from ..streamed import CurrentPass
 
-# What such parameters are called in all families: the first of two, or of three that one is made of, and the last.
-BOTH, UP, DOWN = "gate_up_proj", "up_proj", "down_proj"
+# What such parameters are called in all families: the first of two, or both that it may be apart, and the last.
+BOTH, GATE, UP, DOWN = "gate_up_proj", "gate_proj", "up_proj", "down_proj"
+# The norm behind each expert, where there is one, and rows that go through it together.
+NORM, TOGETHER = "post_expert_norm", 32
 # Ends the names of their biases [experts, out].
 BIAS = "_bias"
 # What a module of experts says of those of its stacks that alone are [experts, in, out].
@@ -103,7 +105,7 @@ def stacked(module: Any) -> tuple[str, ...]:
 
 def _refuse_odd(path: str, module: Any) -> None:
     """Raise CheckpointError for the experts `module` if `mix` would not compute what its class does."""
-    why = "has a norm behind each" if module.has_post_expert_norm else None
+    why = None if not module.has_post_expert_norm or hasattr(module, NORM) else "has a norm behind each that is not found"
     biases = [name + BIAS for name in stacked(module)] if module.has_bias else []
     dimensions = dict.fromkeys(stacked(module), STACKED) | dict.fromkeys(biases, STACKED - 1)
     named = {name: p.dim() for name, p in module.named_parameters(recurse=False)}
@@ -164,12 +166,27 @@ def without_numbers(module: Any, hidden_states: Tensor, top_k_index: Tensor) -> 
 def given(module: Any, routed: Routed, multiply: Multiply) -> Tensor:
     """What the experts of `module` make of routed rows [m, H], each by itself; `multiply` gives their products with the matrices of
     a stack, which it is told by name."""
-    up, down = stacked(module)
-    first = _biased(multiply(up, routed), module, up, routed)
+    *ups, down = stacked(module)
+    made = [_biased(multiply(up, routed), module, up, routed) for up in ups]
     # On one thread: where the share of a thread ends in less than a vector, bits may be others, and that depends on all rows.
     with team.stock_alone():
-        inner = module._apply_gate(first) if module.has_gate else module.act_fn(first)
-    return _biased(multiply(down, routed.with_rows(inner)), module, down, routed)
+        if len(made) > 1:
+            inner = module.act_fn(made[0]) * made[1]
+        else:
+            inner = module._apply_gate(made[0]) if module.has_gate else module.act_fn(made[0])
+    out = _biased(multiply(down, routed.with_rows(inner)), module, down, routed)
+    return _normed(module, out) if module.has_post_expert_norm else out
+
+
+def _normed(module: Any, out: Tensor) -> Tensor:
+    """What experts gave routed rows, through the norm behind each. The host gives it so many rows at a time, the last of them
+    padding: how many there are must not change how a row is summed."""
+    norm: Callable[[Tensor], Tensor] = getattr(module, NORM)
+    if out.device.type != "cpu":
+        return norm(out)
+    padded = nn.functional.pad(out, (0, 0, 0, -len(out) % TOGETHER))
+    with team.stock_alone():
+        return torch.cat([norm(rows) for rows in torch.split(padded, TOGETHER)])[: len(out)] if len(out) else out
 
 
 def _biased(out: Tensor, module: Any, name: str, routed: Routed) -> Tensor:

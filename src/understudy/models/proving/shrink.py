@@ -42,13 +42,13 @@ DESCRIBING = (
     "transformers_version", "architectures", "_name_or_path", "dtype", "torch_dtype", "id2label", "label2id", "num_labels",
     "task_specific_params", "problem_type", "auto_map", "use_cache",
 )  # fmt: skip
-_FEED_FORWARD = re.compile(r"intermediate|ffn|inner|mlp_dim|d_ff")
-_WINDOWED = re.compile(r"window(_size)?$|attention_chunk_size$|floor_scale$|index_topk$")
+_FEED_FORWARD = re.compile(r"intermediate|ffn|inner|mlp_dim|d_ff|moe_hidden")
+_WINDOWED = re.compile(r"window(_size)?$|attention_chunk_size$|floor_scale$|n_floor$|index_topk$|rel_extent$")
 _REPEATED = re.compile(r"pattern|interval|every|period|freq")
 # Lists of the layers that are of one kind.
-_CHOSEN = re.compile(r"_(indices|idxs)$|^moe_layers$|_layer_ids$")
+_CHOSEN = re.compile(r"_(indices|idxs)$|^moe_layers$|layer_ids$")
 # Those of them that count layers from one.
-_FROM_ONE = re.compile(r"_layer_ids$")
+_FROM_ONE = re.compile(r"^ple_layer_ids$")
 # Ropes whose tables depend on these positions, or that change with the length of the text.
 _KEEP_POSITIONS = ("longrope", "llama3", "dynamic")
 
@@ -153,6 +153,11 @@ def _cut_layers(values: dict[str, Any], name: str, reads: Sequence[int | None]) 
     if any(source is not None for source in reads):
         told_apart.append(["own" if source is None else "read" for source in reads])
         told_apart.append([i in reads for i in range(count)])
+    if blocks := values.get("num_mem_blocks"):
+        # of layers that share blocks: which block, and whether it was used before
+        shares = ["hybrid" in str(kind) for kind in values["layers_block_type"]]
+        uses = [sum(shares[:i]) for i in range(count)]
+        told_apart.append([(use % blocks, use >= blocks) if own else None for own, use in zip(shares, uses, strict=True)])
     if told_apart:
         kinds = list(zip(*(map(str, told) for told in told_apart), strict=True))
         kept = sorted({kinds.index(kind) for kind in kinds})[:MOST_KINDS]
@@ -169,6 +174,8 @@ def _cut_layers(values: dict[str, Any], name: str, reads: Sequence[int | None]) 
         kept_count = len(kept)
     else:
         repeated = [value for key, value in values.items() if _REPEATED.search(key) and _positive(value) and value < MOST_KINDS]
+        # kinds of layers that follow each other again and again
+        repeated += [len(value) - 1 for key, value in values.items() if key == "block_types" and value]
         kept_count = min(count, max([1, *repeated]) + 1)
     # some classes count a list themselves, or blocks of several layers
     if name in values:
@@ -210,10 +217,13 @@ def _narrow(values: dict[str, Any], names: dict[str, str]) -> None:
     if few >= heads:
         return
     for own in own_values:
-        if heads_name in own:
+        if kv_name in own and own.get(heads_name) == own[kv_name]:
+            # as many of both, and other ones than most layers have
+            own[heads_name] = own[kv_name] = few_kv if own[kv_name] == kv_heads else max(few_kv - 1, 1)
+        elif heads_name in own:
             own[heads_name] = _few_own(own[heads_name] // kv_heads, heads // kv_heads, few_kv)
         own |= {key: _least(value) for key, value in own.items() if _FEED_FORWARD.search(key)}
-        if kv_name in own:
+        if kv_name in own and own.get(heads_name) != own[kv_name]:
             own[kv_name] = _few_of(own[kv_name] * few_kv // kv_heads, own.get(heads_name, few))
     narrow = hidden * few // heads
     values[heads_name] = few

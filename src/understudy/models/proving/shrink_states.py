@@ -31,6 +31,13 @@ def narrow_states(values: dict[str, Any], hidden: str) -> None:
         values[hidden] = min(values[hidden], CHANNELS)
         values["intermediate_size"] = int(values["expand"] * values[hidden])
         values["time_step_rank"] = min(values["time_step_rank"], KEY)
+    if values.get("n_mamba_heads"):
+        # what its class works out is in its values all the same
+        inner = int(values["mamba_expand"] * values[hidden])
+        values |= {"mamba_headdim": inner // values["n_mamba_heads"], "attention_hidden_size": 2 * values[hidden]}
+        values["mamba_ngroups"] = min(values["mamba_ngroups"], GROUPS)
+    if values.get("lru_width"):
+        values["lru_width"] = values[hidden]
     if values.get("mamba_num_heads"):
         values["n_groups"] = min(values["n_groups"], GROUPS)
         values["mamba_num_heads"] = min(values["mamba_num_heads"], values["n_groups"] * SHARING)

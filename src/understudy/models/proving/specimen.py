@@ -14,6 +14,7 @@ from ...tree import TokenTree
 from ..mixtures.token_routers import tables_of_tokens
 from ..recurrent_layers.mixers import recurs
 from ..stock import structure
+from ..stock.shared_blocks import BLOCK
 from ..stock.wrapper import text_config
 
 SEED = 20260101
@@ -28,6 +29,8 @@ LEAVES = (6, 7, 8)
 ACCEPTED = (0, 2, 4, 7)
 # The logarithm of how fast a recurrent state forgets.
 LOG_DECAY = "A_log"
+# Buffers that stay as they are made: they are of each other.
+MADE = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
 # Of a copy: more would take more than seconds and 400 MB.
 MOST_PARAMETERS = 96_000_000
 
@@ -90,6 +93,8 @@ def _randomise(model: nn.Module) -> None:
         held = {name: t for name, t in stored.items() if t.is_floating_point() and not t.is_meta}
         for name, tensor in {id(t): (name, t) for name, t in held.items()}.values():
             noise = torch.empty_like(tensor).normal_(generator=random)
+            if name.endswith(MADE):
+                continue
             if name.endswith(LOG_DECAY):
                 tensor.copy_(noise * 0.5 - 5)
             elif tensor.dim() > 1:
@@ -132,9 +137,11 @@ def reference(stock: nn.Module, text: Text) -> Tensor:
 
 
 def _tensors(stock: Any) -> dict[str, Tensor]:
-    """What a checkpoint of `stock` holds, by name: a head that is the embedding is not there again."""
+    """What a checkpoint of `stock` holds, by name: a head that is the embedding is not there again, nor is a block that layers
+    share."""
     head, embedding = stock.get_output_embeddings(), stock.get_input_embeddings()
     tied = {f"{path}.weight" for path, m in stock.named_modules() if m is head and m.weight is embedding.weight}
+    tied |= {name for name in stock.all_tied_weights_keys if BLOCK in name}
     from transformers.core_model_loading import revert_weight_conversion
 
     held = {name: tensor for name, tensor in stock.state_dict().items() if name not in tied and not tensor.is_meta}

@@ -30,6 +30,12 @@ def nemotron_shape(config: Any) -> RecurrentShape:
     return _mamba2(heads, (config.ssm_state_size, config.mamba_head_dim), config.conv_kernel)
 
 
+def zamba_shape(config: Any) -> RecurrentShape:
+    """What a layer of Mamba-2 keeps, of a Zamba2, which has further names."""
+    heads = (config.mamba_ngroups, config.n_mamba_heads)
+    return _mamba2(heads, (config.mamba_d_state, config.mamba_headdim), config.mamba_d_conv)
+
+
 def mamba2_alone_shape(config: Any) -> RecurrentShape:
     """What a layer of Mamba-2 keeps, of a model that has no other layers."""
     return _mamba2((config.n_groups, config.num_heads), (config.state_size, config.head_dim), config.conv_kernel)

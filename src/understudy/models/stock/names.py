@@ -17,6 +17,7 @@ from torch import Tensor
 from ...startup import owned
 from ..mixtures.tall_experts import JOINED
 from ..proving.shrink import values_of
+from .alternating import ALTERNATING, STORED
 from .known import keep, key_of, recall
 
 # Operations that rows of several tensors become one by: those of 2-D tensors, those of matrices that are stacked, and the stacking.
@@ -29,13 +30,16 @@ class Finder:
     """Finds the one of a checkpoint's names that holds a given parameter of a stock model, by changes of names in their order."""
 
     def __init__(
-        self, prefix: str, changes: Sequence[Any], names: Iterable[str], joined: Mapping[str, tuple[str, ...]] | None = None
-    ) -> None:
+        self, prefix: str, changes: Sequence[Any], names: Iterable[str], joined: Mapping[str, tuple[str, ...]] | None = None,
+        alternating: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         from transformers.core_model_loading import WeightConverter, WeightRenaming
 
         self.prefix = f"{prefix}."
         # of the model's parameters, those that are made of several of its stock class's
         self.joined = joined or {}
+        # of those, the ones that are taken as they are stored, where transformers puts rows apart: by the names of its class
+        self.alternating = alternating or {}
         renamings = [change for change in changes if isinstance(change, WeightRenaming)]
         self.converters = [change for change in changes if isinstance(change, WeightConverter)]
         # the name in the model of each tensor of the checkpoint, in the model or not
@@ -47,6 +51,12 @@ class Finder:
 
     def __call__(self, parameter: str) -> str | None:
         """The checkpoint's name for a parameter of the model; None where there is none."""
+        if parameter in self.alternating:
+            if (told := parameter + STORED) in self.targets:
+                return told
+            matches = next((found for _, found in self._conversions(self.alternating[parameter])), {})
+            # a tensor that has the name of a class's own has its rows in another order
+            return next((name for names in matches.values() for name in names), None)
         return next((self.found[place] for place in self.places(parameter) if place in self.found), None)
 
     def places(self, name: str) -> tuple[str, str, str]:
@@ -143,7 +153,8 @@ def finder(model: Any, names: Iterable[str]) -> Finder:
 
     parts = getattr(model, "understudy_parts", None)
     changes = get_model_conversion_mapping(model) if parts is None else parts.changes
-    return Finder(getattr(model, "base_model_prefix", ""), changes, names, getattr(model, JOINED, None))
+    ours = getattr(model, JOINED, None), getattr(model, ALTERNATING, None)
+    return Finder(getattr(model, "base_model_prefix", ""), changes, names, *ours)
 
 
 def sources(model: Any, wanted: Sequence[str], names: Collection[str], directory: Path | None) -> dict[str, tuple[str, ...]]:

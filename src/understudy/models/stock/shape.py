@@ -30,6 +30,10 @@ SPARSE = "sparse"
 # Where configs say how many states layers hand on side by side: of such as are mixed anew in each layer, and of all.
 MIXED = ("hc_count", "hc_mult")
 STREAMS = ("altup_num_inputs", *MIXED)
+# Values of configs whose models scale or cap what their head gives.
+CHANGES_LOGITS = ("final_logit_softcapping", "logits_scaling", "logits_soft_cap")
+# What Inkling calls layers with a window, whose heads have names of their own in the config.
+OWN_WINDOW = "hybrid_sliding"
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class ModelShape:
     pools: bool
     # what of it runs on the processor alone so far, one sentence without its end; empty: nothing
     alone: str
+    # distances by which something is added to scores, in the layer that has most; 0: nothing is
+    extent: int
     # longest text that keeps one rope from its first token on, in tokens; None where the config does not say
     positions: int | None
     # why keys and values cannot have 8 bits, one sentence; empty: they can
@@ -65,10 +71,10 @@ class ModelShape:
         """The shape of the text model that a transformers `config` describes. `small`: keys and values have 8 bits; `latent`: of
         layers that make them of a latent state the state is kept. Raises CheckpointError for 8 bits where there are none."""
         config = text_config(config)
-        why = _needs_all_bits(config, latent)
+        configs = _layer_configs(config)
+        why = _needs_all_bits(configs, latent)
         if small and why:
             raise CheckpointError(f"{why} Leave --kv-bits out.")
-        configs = _layer_configs(config)
         reads = layers_read(config)
         alone = [_layer_shape(layer_config, index, reads[index], latent) for index, layer_config in enumerate(configs)]
         layers = tuple(replace(layer, shared=index in reads, small=small) for index, layer in enumerate(alone))
@@ -79,11 +85,12 @@ class ModelShape:
             shared_heads=max(count // max(layer.kv_heads, 1) for count, layer in zip(heads, layers, strict=True)),
             hidden_size=config.hidden_size,
             states=next((getattr(config, name) for name in STREAMS if getattr(config, name, None)), 1),
-            vocabulary=config.vocab_size,
-            changes_logits=any(getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling")),
+            vocabulary=getattr(config, "unpadded_vocab_size", None) or config.vocab_size,
+            changes_logits=any(getattr(config, name, None) for name in CHANGES_LOGITS),
             heads_choose=(heads_choose := _heads_choose(config, layers)),
             pools=(pools := _pools(config, layers)),
             alone=_alone(layers, heads_choose, pools),
+            extent=max(layer.extent for layer in layers),
             positions=longest_exact(config),
             all_bits=why,
         )
@@ -165,6 +172,8 @@ def layers_read(config: Any) -> list[int | None]:
 
 def _heads(config: Any, index: int) -> int:
     """Attention heads of layer `index`; 1 where no layer attends."""
+    if _has_own_window(config, index):
+        return int(config.swa_num_attention_heads)
     each = getattr(config, "num_attention_heads_per_layer", None)
     return int(each[index] if each else getattr(config, "num_attention_heads", 1))
 
@@ -187,6 +196,8 @@ def _alone(layers: Sequence[LayerShape], heads_choose: bool, pools: bool) -> str
         return "An index of this model chooses blocks of tokens"
     if any(layer.compressed for layer in layers):
         return "Layers of this model compress the keys of old tokens"
+    if any(layer.extent for layer in layers):
+        return "Attention of this model adds a bias by how far a token lies back"
     return "This model looks n-grams up" if any(layer.history for layer in layers) else ""
 
 
@@ -200,13 +211,14 @@ def keeps_states(devices: Sequence[Device]) -> bool:
     return len(devices) == 1 and not devices[0].own_memory
 
 
-def _needs_all_bits(config: Any, latent: bool) -> str:
-    """See `ModelShape.all_bits`."""
+def _needs_all_bits(configs: Sequence[Any], latent: bool) -> str:
+    """See `ModelShape.all_bits`; of the config of each layer."""
+    config = configs[0]
     if config.model_type in ALIBI:
         return f"Keys of a {config.model_type!r} model cannot have 8 bits: they hold positions, which these do not tell apart."
     if getattr(config, "compress_rates", None):
         return f"A {config.model_type!r} model compresses the keys of old tokens, and what it keeps has no 8 bits."
-    if latent and getattr(config, "kv_lora_rank", None):
+    if latent and any(getattr(each, "kv_lora_rank", None) for each in configs):
         return f"A {config.model_type!r} model keeps a latent state in the place of keys and values, and that has no 8 bits."
     return ""
 
@@ -231,8 +243,11 @@ def _layer_shape(config: Any, index: int, reads: int | None, latent: bool) -> La
         )  # fmt: skip
     sizes = kv_heads if kind.attends else 0, key_size, value_size
     beside, history = _beside(config, index)
-    latent_here = rank is not None and kind.attends
-    return LayerShape(*sizes, window, reads, kind.shape(config), latent=latent_here, beside=beside, history=history)
+    extent = (window or config.rel_extent) if getattr(config, "d_rel", None) else 0
+    return LayerShape(
+        *sizes, window, reads, kind.shape(config), latent=rank is not None and kind.attends, beside=beside, history=history,
+        extent=extent,
+    )  # fmt: skip
 
 
 def _beside(config: Any, index: int) -> tuple[RecurrentShape | None, int]:
@@ -249,6 +264,8 @@ def _sizes(config: Any, index: int) -> tuple[int, int, int]:
     """Heads of keys of layer `index`, and the sizes of a key and of a value. Keys and values that are made of a latent state are
     those that stock code attends with: each head has its own, a key of a part without a rope and one with it."""
     heads = _heads(config, index)
+    if _has_own_window(config, index):
+        return config.swa_num_key_value_heads, config.swa_head_dim, config.swa_head_dim
     kv_heads = getattr(config, "num_key_value_heads", None) or _kv_heads(config) or heads
     if config.model_type in WIDER_WINDOWS and _window(config, index):
         kv_heads *= 2
@@ -257,6 +274,12 @@ def _sizes(config: Any, index: int) -> tuple[int, int, int]:
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     further = BIASED if config.model_type in ALIBI else 0
     return kv_heads, size + further, getattr(config, "v_head_dim", None) or size
+
+
+def _has_own_window(config: Any, index: int) -> bool:
+    """Has layer `index` a window, and heads of its own for it?"""
+    kinds: Any = getattr(config, "layer_types", None)
+    return bool(kinds) and kinds[index] == OWN_WINDOW and hasattr(config, "swa_head_dim")
 
 
 def _turned(config: Any, index: int) -> int:
@@ -306,5 +329,5 @@ def _window(config: Any, index: int) -> int:
     if not window:
         return 0
     if kinds := getattr(config, "layer_types", None):
-        return int(window) if kinds[index] == "sliding_attention" or _compressed(config, index) else 0
+        return int(window) if kinds[index] in ("sliding_attention", OWN_WINDOW) or _compressed(config, index) else 0
     return int(window) if config.model_type in WINDOW_IN_EVERY_LAYER else 0

@@ -26,9 +26,11 @@ from ..mixtures.grouped_linears import install_grouped_linears
 from ..mixtures.lone_stacks import install_lone_stacks
 from ..mixtures.plain_experts import install_plain_experts
 from ..mixtures.scaled_experts import install_scaled_experts
+from ..mixtures.shared_stacks import install_shared_stacks
 from ..mixtures.tall_experts import install_tall_experts
 from ..mixtures.token_routers import install_token_routers
 from ..recurrent_layers.mixers import install_mixers
+from .alternating import as_stored, install_alternating
 from .aside import left_aside, no_weights
 from .attended import TOKENS, watched
 from .bare import CONSTRUCTION, stacks_on_meta, weights_on_meta
@@ -39,12 +41,14 @@ from .heads import head_and_embedding, ties_head
 from .hf import leave_pads_alone, refused
 from .indexers import install_indexers
 from .names import finder
+from .near_bias import install_near_bias
 from .ngrams import install_ngrams
 from .own_attention import install_own_attention
 from .own_positions import tell_positions
 from .pooled_index import install_pooled_indices
 from .refusals import refuse_packed
 from .ropes import fix_ropes
+from .shared_blocks import install_shared_blocks
 from .stack_tensors import of_experts, packed_by_outputs
 from .stored_tensors import buffers_found, hashed_tables, pieces_of, stored_buffers, tables_shapes
 from .turned import is_turned, on_meta, turn
@@ -89,6 +93,10 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
     install_plain_experts(model)
     install_tall_experts(model)
     install_lone_stacks(model)
+    install_shared_stacks(model)
+    install_alternating(model)
+    install_shared_blocks(model)
+    install_near_bias(model)
     tell_positions(model)
     return model.eval()
 
@@ -103,7 +111,7 @@ def stock(config: Any) -> nn.Module:
     if not is_wrapper(config):
         with CONSTRUCTION:
             return built(config, dtype=torch.float32, **told).eval()
-    with weights_on_meta():
+    with weights_on_meta(), stacks_on_meta():
         model = built(config, dtype=torch.float32, **told)
     _give_memory(module for part in text_parts(model) for module in part.modules())
     for module in model.modules():
@@ -288,8 +296,6 @@ def foretold(model: nn.Module, dtype: torch.dtype, directory: Path) -> dict[str,
     buffers = {name: model.get_buffer(name) for name in stored_buffers(model)}
     shapes |= {name: tuple(buffer.shape) for name, buffer in buffers.items()}
     types = {name: buffer.dtype for name, buffer in buffers.items() if whole_numbers(buffer.dtype)}
-    return {
-        name: TensorInfo(name, own, shape, directory / "config.json", 0, math.prod(shape) * own.itemsize)
-        for name, shape in shapes.items()
-        for own in (types.get(name, dtype),)
-    }
+    place = directory / "config.json"
+    named = ((as_stored(model, name), types.get(name, dtype), shape) for name, shape in shapes.items())
+    return {name: TensorInfo(name, own, shape, place, 0, math.prod(shape) * own.itemsize) for name, own, shape in named}
