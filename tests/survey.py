@@ -78,8 +78,8 @@ and a new one runs as soon as transformers has it, if it is built like these.
 """
 WHERE = """\
 Mixtures of experts run on the processor, or on one other device. Models whose keys are compressed (`deepseek_v4`), whose index has
-keys of blocks (`glm5_next`, `qwen4_exp_text`), whose attention adds a bias by distance (`inkling_text`), and those each head of which
-chooses what it looks at (`minimax_m3_vl_text`), run on the processor alone."""
+keys of blocks (`glm5_next`, `qwen4_exp_text`), whose attention adds a bias by distance (`inkling_text`), and those each head of
+which chooses what it looks at (`minimax_m3_vl_text`), run on the processor alone."""
 # From this heading on the page is written by hand.
 BY_HAND = "## Checkpoints that are published quantised"
 

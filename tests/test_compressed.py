@@ -18,7 +18,7 @@ from understudy.cache import Cache
 from understudy.compressed import CompressedState
 from understudy.compression import CompressedShape
 from understudy.layer_states import LayerShape
-from understudy.models.footprint import _layer_size
+from understudy.models.layer_sizes import layer_size
 from understudy.models.stock.shape import ModelShape
 from understudy.tree import Nodes, TokenTree
 
@@ -202,9 +202,9 @@ def test_a_short_context_is_held_whole() -> None:
 @pytest.mark.parametrize("compressed", KINDS)
 def test_a_plan_counts_what_is_held(compressed: CompressedShape) -> None:
     layer = shape_of(compressed)
-    shape = ModelShape((layer,), 1, 1, 8, 1, 8, False, False, None, "")
+    shape = ModelShape((layer,), 1, 1, 8, 1, 8, False, False, False, "", 0, None, "")
     for capacity in (1024, 4096):
-        size = _layer_size(shape, 0, torch.bfloat16)
+        size = layer_size(shape, 0, torch.bfloat16)
         held = Cache([layer], 1, capacity, torch.bfloat16).nbytes
         assert 0 <= size.token_bytes * capacity + size.state_bytes - held <= capacity, "rounded up for each token"
     state = Cache([layer], 3, 1024, torch.bfloat16).layers[0]

@@ -276,6 +276,9 @@ TESTED_IN = {
     "tiers/cuda_streams.py": "gpu/test_pinned.py",
     "tiers/streams.py": "tiers/test_pinned.py",
     "weights/layout.py": "models/stock/test_structure.py",
+    "models/sharing.py": "models/test_streamed.py",
+    "models/rehearsal.py": "models/test_whole_pass.py",
+    "models/layer_sizes.py": "models/test_footprint.py",
 }
 
 

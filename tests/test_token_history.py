@@ -50,10 +50,10 @@ def test_a_row_goes_on_from_a_point() -> None:
 
 def test_a_cache_has_one_for_each_layer_that_looks_tokens_up() -> None:
     plain = LayerShape(0, 4, 4, recurrent=RecurrentShape(8, 4))
-    looks = LayerShape(0, 4, 4, recurrent=RecurrentShape(8, 4), beside=RecurrentShape(12, 7), history=BEHIND)
+    looks = LayerShape(0, 4, 4, recurrent=RecurrentShape(8, 4, further=(12,)), history=BEHIND)
     cache = Cache([plain, looks], 2, 128, torch.float32, fold=fold)
-    assert cache.histories.keys() == {1} and cache.recurrent.keys() == {0, 1, ~1}
-    assert cache.recurrent[~1].inputs.shape[2] == 12 and cache.histories[1] in cache.states
+    assert cache.histories.keys() == {1} and cache.recurrent.keys() == {0, 1}
+    assert cache.recurrent[1].convolved(-1).inputs.shape[2] == 12 and cache.histories[1] in cache.states
     assert cache.nbytes >= cache.histories[1].nbytes == 2 * 128 * 4 and looks.token_bytes(2) == 4
     tree = TokenTree.of([5, 6, 7, 8], [-1, 0, 0, 2])
     nodes = Nodes.of(tree, 0, 0)

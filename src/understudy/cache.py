@@ -34,8 +34,7 @@ class Cache:
         self.scratch = SCRATCH if scratch is None else min(scratch, SCRATCH)
         # each state once
         self.states: list[LayerState] = []
-        # by layer: the keys and values that it reads, what its recurrent part reads (by ~layer: a convolution beside that), and the
-        # tokens that it looks up
+        # by layer: the keys and values that it reads, what its recurrent part reads, and the tokens that it looks up
         self.layers: list[FullState] = []
         self.recurrent: dict[int, RecurrentState] = {}
         self.histories: dict[int, TokenHistory] = {}
@@ -55,11 +54,10 @@ class Cache:
                 self.states.append(self.layers[-1])
             else:
                 self.layers.append(self.layers[shape.reads])
-            for place, kept in ((index, shape.recurrent), (~index, shape.beside)):
-                if kept is not None:
-                    assert fold is not None, "nothing folds the states of recurrent layers"
-                    self.recurrent[place] = RecurrentState(kept, Room(rows, self.scratch, dtype, memory), fold)
-                    self.states.append(self.recurrent[place])
+            if shape.recurrent is not None:
+                assert fold is not None, "nothing folds the states of recurrent layers"
+                self.recurrent[index] = RecurrentState(shape.recurrent, Room(rows, self.scratch, dtype, memory), fold)
+                self.states.append(self.recurrent[index])
             if shape.history:
                 self.histories[index] = TokenHistory(shape.history, rows, capacity)
                 self.states.append(self.histories[index])

@@ -27,11 +27,9 @@ GOING_BACK = 256
 class LayerShape:
     """What one decoder layer keeps of each token: keys and values, what its recurrent part needs, both or neither."""
 
-    # heads of keys and of values; 0: it has no attention
+    # heads of keys and of values (0: it has no attention), and the numbers in a key and in a value
     kv_heads: int
-    # numbers in a key
     key_size: int
-    # numbers in a value
     value_size: int
     # tokens the layer looks back at, the token itself included; 0: all of them
     window: int = 0
@@ -39,8 +37,7 @@ class LayerShape:
     reads: int | None = None
     # its recurrent part; None: it has none
     recurrent: RecurrentShape | None = None
-    # do later layers read its keys and values? Then it holds those of all tokens, though it slides: when a later layer of a long
-    # prompt's first tile reads them, the last tile has written its own
+    # do later layers read its keys and values? Then it holds all, though it slides: the last tile has written its own by then
     shared: bool = False
     # are its keys and values kept in 8 bits?
     small: bool = False
@@ -48,11 +45,8 @@ class LayerShape:
     chunk: int = 0
     # numbers that the index by which a layer chooses the tokens that it looks at keeps of each; 0: it has none
     index_size: int = 0
-    # are its keys latent states with what positions turn, of one head for all? Then its values are the states, the first numbers of
-    # keys, and lie there
+    # are its keys latent states and what positions turn, of one head for all? Then its values are the first numbers of keys
     latent: bool = False
-    # a further short convolution beside its recurrent part; None: it has none
-    beside: RecurrentShape | None = None
     # tokens before a node that are looked up with it; 0: none are
     history: int = 0
     # how it compresses the keys of old tokens; None: it does not
@@ -162,7 +156,7 @@ class FullState:
     @property
     def slabs(self) -> dict[str, Tensor]:
         """What is kept of tokens, by name: [rows, heads, places, size] each."""
-        slabs = {"keys": self.keys} if self.shape.latent else {"keys": self.keys, "values": self.values}
+        slabs = {"keys": self.keys} | ({} if self.shape.latent else {"values": self.values})
         return slabs if self.index is None else {**slabs, "index": self.index}
 
     @property
@@ -303,5 +297,4 @@ class SlidingState(FullState):
 def state_of(shape: LayerShape, rows: int, capacity: int, dtype: torch.dtype, device: str = "cpu") -> FullState:
     """The state of a layer of `shape` in a cache of `rows` with `capacity` slots each."""
     slots = shape.slots(capacity)
-    kind = SlidingState if slots < capacity else FullState
-    return kind(shape, rows, slots, dtype, device)
+    return (SlidingState if slots < capacity else FullState)(shape, rows, slots, dtype, device)

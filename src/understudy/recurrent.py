@@ -48,7 +48,7 @@ class RecurrentShape:
     by_channel: bool = False
     # are those decays exp(rate * step), with rates of the layer's own and one step for each head, which alone is recorded?
     rated: bool = False
-    # inputs of each further convolution of the layer, which looks at as many tokens
+    # inputs of each further convolution of the layer
     further: tuple[int, ...] = ()
 
     def places(self, scratch: int) -> int:
@@ -139,11 +139,11 @@ class RecurrentState:
         return self.inputs.shape[1]
 
     def convolved(self, number: int) -> RecurrentState:
-        """Itself, with the inputs of convolution `number` of the layer for those of its first."""
+        """Itself, with the inputs of convolution `number` of the layer for those of its first; -1: the last."""
         if number == 0:
             return self
         own = copy.copy(self)
-        own.inputs = self.further[number - 1]
+        own.inputs = (self.inputs, *self.further)[number]
         return own
 
     def advance(self, row: int, position: int) -> None:

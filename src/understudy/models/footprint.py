@@ -8,16 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..codecs import codec, suited
-from ..compressed import spare_entries
 from ..devices import Device
 from ..kernels.pack import BLOCK, blocks_of
-from ..layer_states import SCRATCH, LayerShape
-from ..plan.demand import Footprint, LayerSize, LevelSize, SpillSizes
+from ..plan.demand import Footprint, LevelSize
 from ..plan.residents import LinearSize
 from ..quantizers import fitting
-from ..recurrent import DEEPEST
 from ..sampling import BYTES_A_TOKEN, choosing_bytes
-from ..spilled import ROOMS, room_bytes, spillable
 from ..tiers.memory import ALIGNMENT
 from ..weights.checkpoint import TensorInfo
 from ..weights.encoding import codec_for
@@ -28,9 +24,10 @@ from ..weights.recipe import Recipe
 from ..weights.store import Store
 from .embedding import EMBEDDING_ROOM
 from .hashed_rows import ROW
+from .layer_sizes import layer_size, spill_sizes
 from .recurrent_layers.channel_rule import working_bytes
 from .stock.latent import WIDENS
-from .stock.shape import ModelShape, cache_dtype
+from .stock.shape import ModelShape
 from .stream.load import whole_bytes
 from .stream.weights import held, largest
 from .target import TILE
@@ -238,53 +235,10 @@ def footprint_of(
         decoding_bytes=sizes.decoding_bytes,
         tokenizer_bytes=shape.vocabulary * TOKENIZER,
         linears=sizes.linears,
-        spill=_spill_sizes(shape, dtype, cores),
+        spill=spill_sizes(shape, dtype, cores),
         state_line=shape.states * shape.hidden_size * dtype.itemsize,
     )
-    return footprint.with_layers([_layer_size(shape, index, dtype) for index in range(len(shape.layers))])
-
-
-def _layer_size(shape: ModelShape, index: int, dtype: torch.dtype) -> LayerSize:
-    """What layer `index` keeps of one sequence."""
-    layer, kept = shape.layers[index], cache_dtype(dtype)
-    if layer.compressed is not None:
-        return _compressed_size(layer, index, kept)
-    parts = [part for part in (layer.recurrent, layer.beside) if part is not None]
-    records = sum(part.record_bytes(kept) for part in parts)
-    return LayerSize(
-        token_bytes=layer.token_bytes(kept.itemsize),
-        slots=layer.window_slots,
-        state_bytes=sum(part.row_bytes(DEEPEST, kept) for part in parts) - DEEPEST * records,
-        record_bytes=records,
-        reads=index if layer.reads is None else layer.reads,
-    )
-
-
-def _compressed_size(layer: LayerShape, index: int, kept: torch.dtype) -> LayerSize:
-    """The same where keys of old tokens are compressed: an entry of each block of the text, and beside these the latest tokens with
-    what entries are made of, and entries of a tree's nodes."""
-    compressed = layer.compressed
-    assert compressed is not None
-    entry = layer.key_size + compressed.index_size
-    token = layer.key_size + compressed.parts(layer.key_size) + compressed.parts(compressed.index_size)
-    return LayerSize(
-        token_bytes=-(-entry * kept.itemsize // compressed.rate),
-        state_bytes=(token * layer.window_slots + entry * spare_entries(SCRATCH)) * kept.itemsize,
-        reads=index,
-    )
-
-
-def _spill_sizes(shape: ModelShape, dtype: torch.dtype, threads: int) -> SpillSizes | None:
-    """What spilling takes; None unless all layers that see the whole text can spill."""
-    itemsize = cache_dtype(dtype).itemsize
-    whole = [layer for layer in shape.layers if layer.numbers and not layer.window_slots]
-    if not whole or not all(spillable(layer, itemsize) for layer in whole):
-        return None
-    return SpillSizes(
-        token_bytes=sum(layer.numbers for layer in whole) * itemsize,
-        rooms_bytes=ROOMS * max(room_bytes(layer, itemsize, threads) for layer in whole),
-        threads=threads,
-    )
+    return footprint.with_layers([layer_size(shape, index, dtype) for index in range(len(shape.layers))])
 
 
 def on_device(

@@ -30,6 +30,7 @@ from .draft import Draft
 from .embedding import opened_lookup
 from .narrow_tiles import NarrowTiles
 from .output_head import OutputHead
+from .rehearsal import rows_apart
 from .several_devices.lanes import LaneLost, lost_line, open_lanes, out_of_memory_line
 from .several_devices.split import drafts_of_all, give_back, staged, supply_of_all
 from .stock import structure
@@ -40,7 +41,7 @@ from .stream.weights import Weights
 from .streamed import CurrentPass, attention_name, pair
 from .taps import install
 from .target import TILE, Settle, Target, as_they_are
-from .whole_pass import AT_ONCE, rows_apart
+from .whole_pass import AT_ONCE
 
 Report = Callable[[str, float, float], None]
 

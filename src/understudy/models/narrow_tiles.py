@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..kernels import team
 from ..tree import Nodes, TokenTree
-from .whole_pass import Rehearsal, stand_in
+from .rehearsal import Rehearsal, stand_in
 
 if TYPE_CHECKING:
     from .target import Target

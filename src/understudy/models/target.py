@@ -27,9 +27,10 @@ from .mixtures.routed import Rows
 from .narrow_tiles import NarrowTiles
 from .output_head import FeatureModel
 from .recurrent_layers.mamba1 import give_rates
+from .rehearsal import tiles_apart
 from .several_devices.stages import Stages
 from .streamed import CurrentPass
-from .whole_pass import HeadAlone, WholePass, head_of, tiles_apart
+from .whole_pass import HeadAlone, WholePass, head_of
 
 TILE = 32
 # rows of the tiles that a prompt runs in where a model gives each row the same bits in them

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ..cache import Cache
 from ..kernels.recurrence_cpu import fold
 from ..weights.layout import ModelLayout
+from .sharing import share
 from .stock import structure
 from .stock.shape import ModelShape, cache_dtype
-from .streamed import CurrentPass, attention_name, pair, share
+from .streamed import CurrentPass, attention_name, pair
 
 
 @dataclass(frozen=True)

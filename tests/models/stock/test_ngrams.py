@@ -17,7 +17,6 @@ from understudy.models.stock import ngrams, structure
 from understudy.models.stock.shape import ModelShape
 from understudy.models.streamed import attention_name
 from understudy.models.taps import install
-from understudy.recurrent import RecurrentShape
 from understudy.weights.store import Store
 
 FAMILY = "qwen4_exp_text"
@@ -54,7 +53,7 @@ class Holder:
 def test_layers_that_look_n_grams_up_keep_tokens_and_what_is_convolved() -> None:
     layers = ModelShape.of(config_of()).layers
     assert [layer.history for layer in layers] == [2, 0, 2, 0]
-    assert layers[0].beside == RecurrentShape(channels=4 * 64, taps=10) and layers[1].beside is None
+    assert [layer.recurrent.further for layer in layers if layer.recurrent] == [(4 * 64,)] * 2
     structure.check_structure(structure.skeleton(config_of(), torch.float32, attention_name()))
 
 
@@ -81,8 +80,8 @@ def test_the_taps_of_a_convolution_are_apart() -> None:
     ple.understudy = Holder(under_way := Pass(torch.zeros(0)))
     states = torch.randn(1, 5, 256)
     assert torch.equal(ple._short_conv(states, None), nn.functional.silu(states))
-    place, _, weight, bias = under_way.asked
-    assert place == ~0 and bias is None and weight.shape == (256, 10)
+    place, _, weight, bias, number = under_way.asked
+    assert (place, number) == (0, -1) and bias is None and weight.shape == (256, 10)
     assert torch.equal(weight[:, ::3], ple.conv1d.weight[:, 0]) and weight.count_nonzero() == ple.conv1d.weight.count_nonzero()
 
 

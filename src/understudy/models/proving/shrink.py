@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..stock.shape import layers_read
+from ..stock.layer_shapes import layers_read
 from ..stock.wrapper import is_wrapper, switches, text_config, with_text
 from .shrink_states import narrow_states
 from .shrink_tables import narrow_tables

@@ -46,12 +46,12 @@ def _embedded(module: Any, tokens: Tensor, *_: Any, **__: Any) -> Tensor:
 
 
 def _convolved(module: Any, states: Tensor, *_: Any, **__: Any) -> Tensor:
-    """The convolution of states [1, n, channels] along each node's path, then as stock code goes on. Between its taps, which are
-    some tokens apart, stand noughts."""
+    """The convolution of states [1, n, channels] along each node's path, the last of its layer's, then as stock code goes on.
+    Between its taps, which are some tokens apart, stand noughts."""
     if states.is_meta:
         return states
     (apart,), weight = module.conv1d.dilation, module.conv1d.weight[:, 0]
     spread = weight.new_zeros(len(weight), module.short_conv_state_len + 1)
     spread[:, ::apart] = weight
-    out: Tensor = module.understudy.under_way.convolve(~module.layer_idx, states[0], spread, module.conv1d.bias)
+    out: Tensor = module.understudy.under_way.convolve(module.layer_idx, states[0], spread, module.conv1d.bias, -1)
     return nn.functional.silu(out)[None]

@@ -251,8 +251,7 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
         names = of_experts(path, stack, names, tensors)
         return LinearSpec(
             path, names[0], stack.shape, stack.turned and not packed_by_outputs(tensors[names[0]]), experts=stack.experts,
-            chosen=seen.chosen[path],
-            pieces=names if len(names) > 1 else (),
+            chosen=seen.chosen[path], pieces=names if len(names) > 1 else (),
         )  # fmt: skip
 
     specs = tuple(map(spec_of, order))
@@ -287,7 +286,7 @@ def in_blocks(found: ModelLayout) -> ModelLayout:
 
 
 def foretold(model: nn.Module, dtype: torch.dtype, directory: Path) -> dict[str, TensorInfo]:
-    """The tensors that a checkpoint of this model has, by name, as its config tells: nothing of them can be read."""
+    """The tensors that a checkpoint of this model has, by name, as its config tells: none can be read."""
     tied = model.get_output_embeddings() if ties_head(model) else None  # type: ignore[operator]
     skip = set() if tied is None else {f"{path}.weight" for path, m in model.named_modules() if m is tied}
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False) if name not in skip}
@@ -296,6 +295,6 @@ def foretold(model: nn.Module, dtype: torch.dtype, directory: Path) -> dict[str,
     buffers = {name: model.get_buffer(name) for name in stored_buffers(model)}
     shapes |= {name: tuple(buffer.shape) for name, buffer in buffers.items()}
     types = {name: buffer.dtype for name, buffer in buffers.items() if whole_numbers(buffer.dtype)}
-    place = directory / "config.json"
     named = ((as_stored(model, name), types.get(name, dtype), shape) for name, shape in shapes.items())
+    place = directory / "config.json"
     return {name: TensorInfo(name, own, shape, place, 0, math.prod(shape) * own.itemsize) for name, own, shape in named}

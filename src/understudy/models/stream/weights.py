@@ -24,8 +24,8 @@ from ...tiers.route import FixedRoute, Route
 from ...weights.entries import LinearEntry, Part, Stored
 from ...weights.store import Store
 from ..mixtures.expert_copies import expert_copies
+from ..sharing import share
 from ..stock.latent import attend_over_states
-from ..streamed import share
 from .exact_linear import ExactLinear, decoding_bytes
 from .hauls import Haul, hauls_of, largest_haul
 from .load import extent, read_all, read_whole, refuse_wrong_decoding, whole_bytes
