@@ -22,7 +22,7 @@ from understudy.models.streamed import attention_name
         # Mamba-1, lightning attention and shared attention blocks under the names of what runs
         ({"model_type": "jamba", "num_experts": 1, "mamba_d_state": 16, "layer_types": ["linear_attention"]}, "recurrent"),
         ({"model_type": "minimax", "layer_types": ["full_attention", "linear_attention"]}, r"recurrent.*\(linear_attention\)"),
-        ({"model_type": "zamba2", "n_mamba_heads": 8, "layer_types": ["hybrid"]}, r"recurrent.*\(hybrid\)"),
+        ({"model_type": "zamba", "n_mamba_heads": 8, "layer_types": ["hybrid"]}, r"recurrent.*\(hybrid\)"),
         ({"model_type": "recurrent_gemma", "block_types": ["recurrent", "attention"]}, "recurrent"),
         (
             {"model_type": "gemma3", "vision_config": {"hidden_size": 8}, "text_config": {"hidden_size": 8}},

@@ -19,7 +19,7 @@ def test_whole_numbers_are_stored_where_n_grams_are_hashed_with_them() -> None:
     assert names == {"model.scale"}
     assert hashing == {"layer_multipliers", "ngram_heads_vocab_sizes", "ngram_heads_offsets"}
     checkpoint = [name for name in model.state_dict() if "ngram_heads_offsets" not in name]
-    shapes, whole = buffers_found(model, finder(model, checkpoint))
+    shapes, whole = buffers_found(model, finder(model, checkpoint), str)
     assert len(shapes) == 5 and len(whole) == 4 and shapes["model.scale"] == (2,)
     assert all(shapes[name] in ((3,), (4,)) for name in whole)
 

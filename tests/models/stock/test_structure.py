@@ -15,9 +15,9 @@ from transformers.pytorch_utils import Conv1D
 from tests.tiny import FAMILIES, save, stock
 from understudy import LLM
 from understudy.errors import CheckpointError
-from understudy.models import kept
 from understudy.models.stock import structure
 from understudy.models.stock.heads import ties_head
+from understudy.models.stock.stored_tensors import stored_buffers
 from understudy.models.streamed import attention_name
 from understudy.weights.checkpoint import Checkpoint
 
@@ -194,7 +194,7 @@ def test_buffers_that_are_stored_are_those_of_the_state_dict() -> None:
     block.register_buffer("scale", torch.ones(3))  # type: ignore[operator]
     block.register_buffer("count", torch.ones(3, dtype=torch.int64))  # type: ignore[operator]
     block.register_buffer("table", torch.ones(3), persistent=False)  # type: ignore[operator]
-    assert kept.stored_buffers(model) == ["model.layers.1.scale"]
+    assert stored_buffers(model) == ["model.layers.1.scale"]
 
 
 def test_a_skeleton_holds_no_weight_and_leaves_torch_and_its_config_as_they_were() -> None:
