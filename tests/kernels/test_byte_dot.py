@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from llvmlite import binding, ir
 
-from understudy.kernels import bfdot, bit_stream, cache_lines, dot, instructions, residual_bits, softmax
+from understudy.kernels import bfdot, bit_stream, cache_lines, dot, float_dot, instructions, residual_bits, softmax
 from understudy.kernels.byte_dot import WAYS, way
 from understudy.kernels.instructions import SETS
 from understudy.kernels.vector import LONG
@@ -62,7 +62,7 @@ def compiled_for(chosen: instructions.InstructionSet, counts: int, write: Callab
 def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> instructions.InstructionSet:
     """A set of ARM's that kernels are made for."""
     has = request.param.needs.issuperset
-    for module in (bfdot, bit_stream, dot):
+    for module in (bfdot, bit_stream, dot, float_dot):
         monkeypatch.setattr(module, "has", lambda *features: has(features))
     monkeypatch.setattr("understudy.kernels.byte_dot.has", lambda *features: has(features))
     return request.param
@@ -73,7 +73,7 @@ def group_of(bits: int, rows: int) -> Callable[..., Any]:
 
 
 def columns_of(rows: int) -> Callable[..., Any]:
-    return lambda context, builder, *a: bfdot._ColumnsDot(context, builder, rows, *a).loop()
+    return lambda context, builder, *a: bfdot.ColumnsDot(context, builder, rows, *a).loop()
 
 
 WANTED = {"neonbf16": ("usdot", "usdot"), "neondot": ("sdot", "sdot"), "neon": ("smull", "smull")}
@@ -89,6 +89,20 @@ def test_exact_products_are_made_by_the_instructions_of_the_set(chosen: instruct
     code, _ = compiled_for(chosen, 5, columns_of(4))
     assert ("\tbfdot\t" in code) == (chosen.name == "neonbf16")
     assert ("\tfmla\t" in code) == (chosen.name != "neonbf16")
+
+
+def test_float_products_are_made_by_the_instructions_of_the_set(chosen: instructions.InstructionSet) -> None:
+    def multiplied(context: Any, builder: Any, *arguments: Any) -> None:
+        float_dot._FloatDot(context, builder, 4, *arguments).loop()
+
+    def widened(context: Any, builder: Any, source: Any, target: Any) -> None:
+        code = float_dot.Code(context, builder)
+        code.store(float_dot.halves_widened(code, code.load(source, float_dot.Vector(float_dot.HALF, 16))), target)
+
+    code, _ = compiled_for(chosen, 5, multiplied)
+    assert "\tfmla\t" in code and "\tbl\t" not in code
+    code, _ = compiled_for(chosen, 2, widened)
+    assert "\tfcvtl" in code and "\tbl\t" not in code
 
 
 @pytest.mark.parametrize("bits", [2, 4])

@@ -17,6 +17,7 @@ from understudy.devices import DEVICES
 from understudy.errors import CheckpointError
 from understudy.models import kept
 from understudy.models.stock import structure
+from understudy.models.stock.stored_tensors import stored_buffers
 from understudy.models.streamed import StreamedLinear, attention_name
 
 
@@ -115,7 +116,7 @@ def test_each_is_held_in_the_type_in_which_transformers_holds_it(gated: None, tm
     name = str(dtype).removeprefix("torch.")
     with LLM(tmp_path, dtype=name, resident="none", memory="1GiB", context=128) as llm:
         module = llm.model.module
-        ours = {**dict(module.named_parameters()), **{n: module.get_buffer(n) for n in kept.stored_buffers(module)}}
+        ours = {**dict(module.named_parameters()), **{n: module.get_buffer(n) for n in stored_buffers(module)}}
         streamed = {f"{path}.weight" for path, m in module.named_modules() if isinstance(m, StreamedLinear)}
         kinds = {type(m) for m in module.modules()}
     compared = {name for name, tensor in ours.items() if name in theirs and "embed_tokens" not in name}

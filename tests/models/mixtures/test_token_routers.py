@@ -14,8 +14,8 @@ from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from tests.tiny import opened, save, stock
 from understudy.errors import CheckpointError
-from understudy.models.kept import stored_buffers
 from understudy.models.mixtures.token_routers import install_token_routers, tables_of_tokens
+from understudy.models.stock.stored_tensors import stored_buffers
 
 
 def test_a_router_goes_by_the_tokens_of_the_pass() -> None:
