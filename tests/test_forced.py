@@ -16,6 +16,7 @@ PARTS = (
     "tests/test_contracts.py::test_lossless_with_every_codec",
     "tests/kernels/test_bfdot.py",
     "tests/kernels/test_exact_product.py",
+    "tests/kernels/test_float_product.py",
 )
 
 

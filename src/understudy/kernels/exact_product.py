@@ -25,7 +25,7 @@ from .descriptor import ExactOperand, ExactRun, exact_operand, exact_run, residu
 from .exact_operand import Operand
 from .pack import BLOCK
 from .residual import SMALL, rebuild
-from .taken_blocks import fetch_ahead, taken
+from .taken_blocks import adding_rows, fetch_ahead, taken
 from .team import float32_at
 
 # columns that are rebuilt before they are multiplied, unless a group has more
@@ -35,7 +35,7 @@ RUN = 128
 FEW = 8
 carray: Any = numpy_support.carray
 
-_dot_1, _dot_2, _dot_4, _dot_most = map(columns_dot, (1, 2, 4, MOST))
+_add_rows = adding_rows("bfloat16", MOST, *map(columns_dot, (1, 2, 4, MOST)))
 # passes of so many rows multiply by weights as they are
 DIRECT = 2 if ahead() else 0
 _direct_1, _direct_2 = columns_dot(1, laid=not DIRECT), columns_dot(2, laid=not DIRECT)
@@ -217,21 +217,7 @@ def _add(run: Any, operand: Any, b: int, k: int, width: int, weights: int, sums:
         else:
             _direct_1(weights, width, x, stride, sums)
         return
-    r = FIRST
-    while r < rows:
-        left = rows - r
-        # as many as registers hold the sums of; 8 are two times 4, since few at once are slow
-        count = MOST if left >= MOST and left != 8 else 4 if left >= 4 else 2 if left >= 2 else 1
-        fetch_ahead(operand, b, k + width, width, r, count, rows)
-        if count == MOST:
-            _dot_most(weights, width, x + r * stride, stride, sums + r * 256)
-        elif count == 4:
-            _dot_4(weights, width, x + r * stride, stride, sums + r * 256)
-        elif count == 2:
-            _dot_2(weights, width, x + r * stride, stride, sums + r * 256)
-        else:
-            _dot_1(weights, width, x + r * stride, stride, sums + r * 256)
-        r += count
+    _add_rows(run, operand, b, k, width, weights, sums)
 
 
 @compiled

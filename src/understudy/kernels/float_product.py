@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 from numba.np import numpy_support
 
-from .compiled import FIRST, compiled
+from .compiled import compiled
 from .descriptor import exact_operand, exact_run, residual_blocks
 from .float_dot import LINE, MOST, float_dot, give_floats, lay_brains, lay_halves
 from .residual import rebuild
-from .taken_blocks import fetch_ahead, taken
+from .taken_blocks import adding_rows, taken
 from .team import float32_at
 
 carray: Any = numpy_support.carray
-_dot_1, _dot_2, _dot_4, _dot_most = map(float_dot, (1, 2, 4, MOST))
+_add = adding_rows("float32", MOST, *map(float_dot, (1, 2, 4, MOST)))
 
 
 @compiled
@@ -61,25 +61,3 @@ def _make(operand: Any, b: int, k: int, width: int, laid: int, rebuilt: int) -> 
         for column in range(width):
             lay_brains(source + column * line, laid + column * LINE)
     return laid
-
-
-@compiled
-def _add(run: Any, operand: Any, b: int, k: int, width: int, weights: int, sums: int) -> None:
-    """sums [rows, 64] += x times these columns, while memory is asked for the columns that come next."""
-    rows, stride = run.rows, run.row_bytes
-    x = run.x + operand.given + k // run.width * run.run_bytes
-    r = FIRST
-    while r < rows:
-        left = rows - r
-        # as many as registers hold the sums of
-        count = MOST if left >= MOST else 4 if left >= 4 else 2 if left >= 2 else 1
-        fetch_ahead(operand, b, k + width, width, r, count, rows)
-        if count == MOST:
-            _dot_most(weights, width, x + r * stride, stride, sums + r * 256)
-        elif count == 4:
-            _dot_4(weights, width, x + r * stride, stride, sums + r * 256)
-        elif count == 2:
-            _dot_2(weights, width, x + r * stride, stride, sums + r * 256)
-        else:
-            _dot_1(weights, width, x + r * stride, stride, sums + r * 256)
-        r += count

@@ -58,8 +58,7 @@ def _encoded(blocks: Tensor, factors: Factors, halved: bool) -> ScaledCodes | No
         return None
     if not SMALLEST <= float(size.min()) <= float(size.max()) <= LARGEST:
         return None
-    if (halved or blocks.dtype == torch.float16) and not torch.equal(own.to(torch.float16).float(), own):
-        # Kernels round to float16 as if it had no small numbers, which are whole numbers of such scales.
+    if halved and not torch.equal(own.to(torch.float16).float(), own):
         return None
     # rows that fill the last block up are zeros without a sign, whatever the scale of the row before them
     if bool((own < 0).any()):

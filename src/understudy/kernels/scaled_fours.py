@@ -10,7 +10,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .bfdot import Brain, widened
-from .float_dot import halves_widened
+from .float_dot import SMALLEST, halves_widened
 from .instructions import has
 from .vector import BYTE, FLOAT, HALF, LONG, WORD, Code, Vector
 
@@ -80,11 +80,18 @@ class _ScaledFours(Code):
 
     def as_half(self, numbers: Any) -> Any:
         """32 numbers as float16 would hold them, which not every processor can make: none is too large for it. A small one that is
-        a whole number times a float16 needs no rounding, here and there."""
+        a whole number times a float16 needs no rounding, here and there; scales of weights that stay float16 may be others."""
         b = self.b
         bits = b.bitcast(numbers, WIDE)
         odd = b.and_(b.lshr(bits, self.all(WIDE, 13)), self.all(WIDE, 1))
-        return b.bitcast(b.and_(b.add(bits, b.add(odd, self.all(WIDE, 0xFFF))), self.all(WIDE, -0x2000)), SIDE)
+        usual = b.bitcast(b.and_(b.add(bits, b.add(odd, self.all(WIDE, 0xFFF))), self.all(WIDE, -0x2000)), SIDE)
+        if not self.halves:
+            return usual
+        # a small one is rounded to a whole number times 2 ** -24, as far as numbers near this one are apart
+        near = self.all(SIDE, 0.75)
+        small = b.fsub(b.fadd(numbers, near), near)
+        magnitude = b.and_(bits, self.all(WIDE, 0x7FFFFFFF))
+        return b.select(b.icmp_unsigned("<", magnitude, self.all(WIDE, SMALLEST)), small, usual)
 
     def rounded(self, numbers: Any) -> Any:
         """32 numbers as the nearest bfloat16, of two the even one. None is NaN, or so small that it counts as zero to some."""

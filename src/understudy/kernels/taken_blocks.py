@@ -2,10 +2,13 @@
 
 from typing import Any
 
-from .compiled import compiled
+from .compiled import FIRST, compiled, part
 from .descriptor import OPERAND_BYTES, exact_operand, residual_blocks
 from .team import take
 from .vector import prefetch
+
+# For kernels: adds products of columns to the sums of rows; see `bfdot.columns_dot`.
+Dot = Any
 
 
 @compiled
@@ -35,3 +38,29 @@ def _fetch(start: int, lines: int, r: int, count: int, rows: int) -> None:
     on."""
     first = lines * r // rows
     prefetch(start + first * 64, lines * (r + count) // rows - first)
+
+
+def adding_rows(name: str, most: int, dot_1: Dot, dot_2: Dot, dot_4: Dot, dot_most: Dot) -> Any:
+    """For kernels: sums [rows, 64] += x times `width` columns from k on of block b, which lie at `weights`, by as many rows at once
+    as registers hold the sums of, `most` at most, while memory is asked for the columns that come next."""
+
+    def add_rows(run: Any, operand: Any, b: int, k: int, width: int, weights: int, sums: int) -> None:
+        rows, stride = run.rows, run.row_bytes
+        x = run.x + operand.given + k // run.width * run.run_bytes
+        r = FIRST
+        while r < rows:
+            left = rows - r
+            # 8 are two times 4, since few at once are slow
+            count = most if left >= most and left != 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+            fetch_ahead(operand, b, k + width, width, r, count, rows)
+            if count == most:
+                dot_most(weights, width, x + r * stride, stride, sums + r * 256)
+            elif count == 4:
+                dot_4(weights, width, x + r * stride, stride, sums + r * 256)
+            elif count == 2:
+                dot_2(weights, width, x + r * stride, stride, sums + r * 256)
+            else:
+                dot_1(weights, width, x + r * stride, stride, sums + r * 256)
+            r += count
+
+    return part(add_rows, name)

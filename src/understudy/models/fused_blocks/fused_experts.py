@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...kernels.blocks import BlockKernels, MixedExperts
 from ...kernels.join_form import GateKind
 from ..mixtures.expert_copies import CodedExperts
-from ..mixtures.experts import BOTH, DOWN, mixes
+from ..mixtures.experts import BOTH, DOWN, mixes, norms
 from ..streamed import CurrentPass, Pass
 from .fused import alike
 from .joiner import gate_of
@@ -51,7 +51,7 @@ def mixtures(
 def _gate_of(module: Any) -> GateKind | None:
     """What opens the gate of its experts, if they have no biases and no norms, and the first half of what they are given is the
     gate's."""
-    if module.has_bias or module.has_post_expert_norm:
+    if module.has_bias or norms(module):
         return None
     return gate_of(lambda x: module._apply_gate(torch.cat([x, torch.ones_like(x)], -1)))
 

@@ -74,6 +74,11 @@ def experts_name() -> str:
     return "understudy"
 
 
+def norms(module: Any) -> bool:
+    """Is there a norm behind each of these experts? Transformers before 5.23 knows of none."""
+    return bool(getattr(module, "has_post_expert_norm", False))
+
+
 def mixes(module: nn.Module) -> bool:
     """Does `module` hold the experts of a layer, as transformers' decorator marks such modules?"""
     return hasattr(module, "is_concatenated") and hasattr(module, "is_transposed") and hasattr(module, "_apply_gate")
@@ -105,7 +110,7 @@ def stacked(module: Any) -> tuple[str, ...]:
 
 def _refuse_odd(path: str, module: Any) -> None:
     """Raise CheckpointError for the experts `module` if `mix` would not compute what its class does."""
-    why = None if not module.has_post_expert_norm or hasattr(module, NORM) else "has a norm behind each that is not found"
+    why = None if not norms(module) or hasattr(module, NORM) else "has a norm behind each that is not found"
     biases = [name + BIAS for name in stacked(module)] if module.has_bias else []
     dimensions = dict.fromkeys(stacked(module), STACKED) | dict.fromkeys(biases, STACKED - 1)
     named = {name: p.dim() for name, p in module.named_parameters(recurse=False)}
@@ -175,7 +180,7 @@ def given(module: Any, routed: Routed, multiply: Multiply) -> Tensor:
         else:
             inner = module._apply_gate(made[0]) if module.has_gate else module.act_fn(made[0])
     out = _biased(multiply(down, routed.with_rows(inner)), module, down, routed)
-    return _normed(module, out) if module.has_post_expert_norm else out
+    return _normed(module, out) if norms(module) else out
 
 
 def _normed(module: Any, out: Tensor) -> Tensor:
