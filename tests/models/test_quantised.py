@@ -117,7 +117,8 @@ def test_drafted_text_is_the_plain_one_and_the_files_come_back(form: str, tmp_pa
     own = "mxfp4" if "MXFP4" in form else "fp8" if "FP8" in form else "w4"
     sizes = {}
     for options in ({"method": "none", "codec": "raw"}, {"codec": "raw"}, {"codec": "delta"}, {"codec": "fp8"}, {"codec": "w4"}):
-        with opened(source, context=128, **options) as llm:
+        # on a busy machine a copy of 6 bits may be chosen, beside which such weights take more
+        with opened(source, context=128, bits=4, **options) as llm:
             done = [llm.generate(PROMPT, params)[0] for params in (GREEDY, SAMPLED)]
             store = llm.store
         texts.append([text.token_ids for text in done])
