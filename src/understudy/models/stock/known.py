@@ -17,7 +17,8 @@ from ...plan.remembered import write_json
 
 # What findings depend on in this package, beside the libraries: the code of our own passes.
 _KERNELS = tuple(f"kernels/{name}.py" for name in ("attention*", "recurrence*", "convolution_cpu", "weighted"))
-SOURCES = ("models/**/*.py", *_KERNELS, "cache.py", "compress*.py", "recurrent.py", "tree.py", "devices/processor.py")
+_STATES = ("cache.py", "compress*.py", "recurrent.py", "token_history.py", "tree.py")
+SOURCES = ("models/**/*.py", *_KERNELS, *_STATES, "devices/processor.py")
 
 
 def key_of(config: Any, values: Any) -> str:
