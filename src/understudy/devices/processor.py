@@ -23,6 +23,7 @@ from ..kernels.chosen_keys import IndexQuery, choose
 from ..kernels.convolution_cpu import convolve
 from ..kernels.draft_attention import LevelAttention
 from ..kernels.expert_kernels import ExpertKernels, ExpertLinear
+from ..kernels.head_products import HeadProduct
 from ..kernels.recurrence import RuleStep
 from ..kernels.recurrence_cpu import fold, recur
 from ..plan.demand import EXPECTED_GROWTH, MIB, REST, RUNTIME
@@ -87,6 +88,8 @@ class Processor:
     where = "cpu"
     note = ""
     own_memory = False
+    attends_over_states = True
+    head_product = staticmethod(HeadProduct)
     drafts_see_text = True
     nodes_are_free = False
     graphs: Graphs | None = None

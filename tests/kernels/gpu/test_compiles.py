@@ -63,7 +63,10 @@ EXACT_ROUTED = {
     "x": "*bf16", "starts": "*i32", "blocks": "*bf16", "out": "*bf16", "first": "i32", "each": "i32", "columns": "i32",
     "x_line": "i32", "out_line": "i32",
 }  # fmt: skip
-ROUTER = {"x": "*bf16", "weight": "*bf16", "out": "*bf16", "count": "i32", "outputs": "i32", "columns": "i32"}
+ROUTER = {
+    "x": "*bf16", "weights": "*bf16", "out": "*bf16", "count": "i32", "outputs": "i32", "columns": "i32", "x_line": "i32",
+    "x_head": "i32",
+}  # fmt: skip
 EXPERTS = {
     "x": "*bf16", "experts": "*i32", "starts": "*i32", "codes": "*i32", "scales": "*i32", "shifts": "*i32", "out": "*bf16",
     "scratch": "*fp32", "counters": "*i32", "known": "i32", "each": "i32",
@@ -79,14 +82,33 @@ ADDED = {
 ROWS = {"HEIGHT": 64, "STEP": 64, "WHOLE": True, "WIDE": False}
 FEW_ROWS = {"HEIGHT": 16, "STEP": 32, "WHOLE": False, "WIDE": True}
 FLAGS = {
-    "GROUP": 7, "M": 16, "DIM": 128, "D": 128, "SIZE": 128, "S": 128, "BLOCK": 64, "WINDOWED": False, "CAPPED": False,
-    "SINKS": False,
+    "GROUP": 7, "M": 16, "TILES": 1, "T": 0, "INSIDE": False, "DIM": 128, "D": 128, "SIZE": 128, "S": 128, "BLOCK": 64,
+    "WINDOWED": False, "CAPPED": False, "SINKS": False,
 }  # fmt: skip
 FLOATS = {name: kind.replace("bf16", "fp32") for name, kind in ATTENTION.items()}
 WIDE = {"DIM": 256, "D": 256, "SIZE": 256, "S": 256, "BLOCK": 32, "WINDOWED": True, "CAPPED": True, "NARROW": False, "WIDE": True}
 LONG = {"DIM": 256, "D": 256, "SIZE": 256, "S": 256, "NARROW": True, "WIDE": False}
 LONGEST = WIDE | {"DIM": 512, "D": 512, "SIZE": 512, "S": 512, "BLOCK": 16}
 SINKS = {"DIM": 192, "D": 256, "GROUP": 1, "SINKS": True, "WINDOWED": True, "NARROW": True, "WIDE": False}
+# DeepSeek-V3's heads over latent states
+STATES = {"DIM": 576, "D": 512, "SIZE": 512, "S": 512, "T": 64, "INSIDE": True, "BLOCK": 32, "NARROW": True, "WIDE": False}
+MANY_HEADS = FLAGS | STATES | {"GROUP": 128, "TILES": 8}
+SINGLE_STATES = {"BLOCK": 16, "NARROW": False, "WIDE": True}
+KEPT = {
+    "states": "*bf16", "turned": "*bf16", "cosines": "*bf16", "sines": "*bf16", "norm": "*fp32", "epsilon": "fp32", "keys": "*bf16",
+    "rows": "*i64", "slots": "*i64", "state_line": "i32", "turned_line": "i32", "places": "i32",
+}  # fmt: skip
+KEPT_SIZES = {"RANK": 512, "R": 512, "REST": 64, "T": 64, "ANGLES": 64, "TURNED": 64, "ORDER": 2}
+OVER_STATES = {
+    "asked": "*bf16", "queries": "*bf16", "cosines": "*bf16", "sines": "*bf16", "keys": "*bf16", "rows": "*i64",
+    "positions": "*i64", "prefixes": "*i64", "tail": "*i64", "sinks": "*fp32", "out": "*bf16", "scratch": "*fp32",
+    "counters": "*i32", "width": "i32", "places": "i32", "whole": "i32", "scaling": "fp32", "softcap": "fp32", "window": "i32",
+}  # fmt: skip
+OVER_SIZES = STATES | {
+    "HEADS": 128, "EACH": 192, "ANGLES": 64, "TURNED": 64, "ORDER": 2, "M": 16, "TILES": 8, "SHARES": 8, "WORTH": 128,
+    "WINDOWED": False, "SINKS": False, "CAPPED": False,
+}  # fmt: skip
+EIGHT_WARPS = {"num_warps": 8, "num_stages": 2}
 TILES = {"group": 64, "COLUMNS": 16, "LISTED": 32, "COPIED": 256}
 EIGHTHS = {"group": 64, "COLUMNS": 16, "LISTED": 32, "COPIED": 256, "DENSE": 0, "HALF": 0.5 + 1 / 64}
 UNFUSED_PAIR = {"num_warps": 2, "enable_fp_fusion": False}
@@ -198,7 +220,7 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int
     ),
     "routers of experts": ("exact_product", "_multiply_whole", ROUTER, {"HEIGHT": 64, "STEP": 64, "WIDE": False}, STAGED),
     "routers of experts in float32": (
-        "exact_product", "_multiply_whole", ROUTER | {"x": "*fp32", "weight": "*fp32", "out": "*fp32"},
+        "exact_product", "_multiply_whole", ROUTER | {"x": "*fp32", "weights": "*fp32", "out": "*fp32"},
         {"HEIGHT": 16, "STEP": 32, "WIDE": True}, STAGED,
     ),
     "rows of experts": ("expert_rows", "_places", PLACES, {"K": 8, "STEP": 1024}, UNFUSED),
@@ -264,6 +286,14 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int
     "short convolution in float32": (
         "convolution", "_convolve", {name: kind.replace("bf16", "fp32") for name, kind in TAPS.items()}, TAP_SIZES | {"BIAS": True},
         UNFUSED,
+    ),
+    "states of a level": ("draft_states", "_keep", KEPT, KEPT_SIZES, {"num_warps": 4}),
+    "draft layer over states": ("draft_states", "_attend_states", OVER_STATES, OVER_SIZES, EIGHT_WARPS),
+    "draft layer over states on an H100": ("draft_states", "_attend_states", OVER_STATES, OVER_SIZES, EIGHT_WARPS | HOPPER),
+    "attention over states": ("attention", "_attend", ATTENTION, MANY_HEADS, EIGHT_WARPS),
+    "attention over states on an H100": ("attention", "_attend", ATTENTION, MANY_HEADS, EIGHT_WARPS | HOPPER),
+    "attention over states in float32": (
+        "attention", "_attend", FLOATS, MANY_HEADS | SINGLE_STATES, {"num_warps": 8, "num_stages": 1}
     ),
     "attention": ("attention", "_attend", ATTENTION, FLAGS | {"NARROW": True, "WIDE": False}, {"num_stages": 2}),
     "attention with long keys": ("attention", "_attend", ATTENTION, FLAGS | LONG, {"num_stages": 2}),
