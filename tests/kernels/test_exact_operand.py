@@ -8,12 +8,12 @@ from understudy.kernels.pack import block
 from understudy.quantizers import quantizer
 
 
-def made(name: str) -> tuple[Operand, torch.Tensor]:
-    """An operand of two blocks stored by codec `name`, and its bytes."""
-    weight = torch.randn(128, 256, generator=torch.Generator().manual_seed(1)).bfloat16() * 0.05
+def made(name: str, dtype: torch.dtype = torch.bfloat16) -> tuple[Operand, torch.Tensor]:
+    """An operand of two blocks of weights of `dtype` stored by codec `name`, and its bytes."""
+    weight = torch.randn(128, 256, generator=torch.Generator().manual_seed(1)).to(dtype) * 0.05
     tensors = quantizer("int4").quantize(weight)
     data = codec(name).encode(block(weight), tensors)
-    return codec(name).operand(Encoded(data, 2, 256, torch.bfloat16, tensors)), data
+    return codec(name).operand(Encoded(data, 2, 256, dtype, tensors)), data
 
 
 def places(operand: Operand) -> list[int]:
@@ -21,8 +21,8 @@ def places(operand: Operand) -> list[int]:
 
 
 def test_it_moves_with_its_bytes() -> None:
-    for name, addresses in (("raw", 1), ("delta", 3)):
-        operand, data = made(name)
+    for name, dtype, addresses in (("raw", torch.bfloat16, 1), ("delta", torch.bfloat16, 3), ("delta", torch.float16, 4)):
+        operand, data = made(name, dtype)
         before = places(operand)
         description, codes = operand.description, operand._described.codes
         assert sum(place > 0 for place in before) >= addresses

@@ -1,4 +1,4 @@
-"""Weights of float16 on a processor: they stream as they are, and the text is that of transformers in float32."""
+"""Weights of float16 on a processor: less than they are streams, and the text is that of transformers in float32."""
 
 from pathlib import Path
 

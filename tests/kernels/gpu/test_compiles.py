@@ -18,6 +18,7 @@ from understudy.kernels import gpu
 RESIDUAL = {
     "data": "*u8", "codes": "*u8", "scales": "*bf16", "out": "*bf16", "table": "*i64", "stride": "i32", "groups": "i32",
 }  # fmt: skip
+TRAILING = {"data": "*u8", "out": "*fp16", "table": "*i64", "columns": "i32", "runs": "i32", "groups": "i32"}
 SCALED = {"data": "*u8", "out": "*bf16", "table": "*i64", "columns": "i32", "runs": "i32"}
 PRODUCT = {
     "x": "*bf16", "codes0": "*i32", "scales0": "*i32", "codes1": "*i32", "scales1": "*i32", "codes2": "*i32", "scales2": "*i32",
@@ -179,6 +180,7 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int
     "residual of 3 bits": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 3, "DENSE": 6, "WIDER": 48}, TWO_WARPS),
     "residual of 6 bits": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 6, "DENSE": 4, "WIDER": 0}, TWO_WARPS),
     "residual of 8 bits": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 8, "DENSE": 3, "WIDER": 0, "group": 128}, TWO_WARPS),
+    "weights in float16": ("trailing", "_narrow", TRAILING, {"COLUMNS": 32, "DENSE": 5}, UNFUSED),
     "weights in FP8": ("eighths", "_decode", RESIDUAL, EIGHTHS | {"BITS": 4, "DENSE": 1}, UNFUSED_PAIR),
     "weights in FP8 beside 2 bits": ("eighths", "_decode", RESIDUAL, EIGHTHS | {"BITS": 2, "DENSE": 3}, UNFUSED_PAIR),
     "weights in FP8 beside 3 bits": ("eighths", "_decode", RESIDUAL, EIGHTHS | {"BITS": 3, "DENSE": 2}, UNFUSED_PAIR),
@@ -356,7 +358,7 @@ def test_a_search_compiles_for_gpus_of_servers(target: int, tmp_path: Path) -> N
 def test_published_weights_compile_for_gpus_of_servers(target: int, tmp_path: Path) -> None:
     names = [name for name in KERNELS if name.startswith("weights in")]
     made = made_of({name: KERNELS[name] for name in names}, target, tmp_path)
-    assert len(names) == 7 and all(made[name].get("cubin", 0) > 0 for name in names), made
+    assert len(names) == 8 and all(made[name].get("cubin", 0) > 0 for name in names), made
 
 
 @pytest.mark.parametrize("target", [80, 90])
