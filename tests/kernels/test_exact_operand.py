@@ -24,12 +24,14 @@ def test_it_moves_with_its_bytes() -> None:
     for name, dtype, addresses in (("raw", torch.bfloat16, 1), ("delta", torch.bfloat16, 3), ("delta", torch.float16, 4)):
         operand, data = made(name, dtype)
         before = places(operand)
-        description, codes = operand.description, operand._described.codes
+        description, codes, trailing = operand.description, operand._described.codes, operand._described.trailing
+        assert bool(trailing) == (dtype == torch.float16)
         assert sum(place > 0 for place in before) >= addresses
         assert operand.lies_in(data) and not operand.lies_in(data.clone())
         other = data.clone()
         by = other.data_ptr() - data.data_ptr()
         operand.move(by, other)
         assert places(operand) == [place + by if place else 0 for place in before], "where nothing lies nothing moves"
+        assert operand._described.trailing == (trailing + by if trailing else 0)
         assert operand.lies_in(other) and not operand.lies_in(data)
         assert (operand.description, operand._described.codes) == (description, codes), "the copy stays where it is"

@@ -61,13 +61,13 @@ def test_any_weight(seed: int, shape: tuple[int, int], odd: float, size: float) 
 
 
 def test_parts_that_lie_apart_are_decoded_in_one_launch() -> None:
-    """One with trailing bits, one that was kept as it is, and one without, with other bytes between them; more columns than a
-    program has."""
+    """One without trailing bits, one that was kept as it is, and one with such bits, with other bytes between them; more columns than
+    a program has."""
     torch.manual_seed(1)
     columns = trailing.COLUMNS + 32
     weight = torch.randn(384, columns).half()
     weight[128:192] = _words(64, columns, seed=3, dtype=torch.float16)
-    weight[192:] = weight[192:].bfloat16().half()
+    weight[:128] = weight[:128].bfloat16().half()
     maker, blocks = quantizer("int4"), block(weight)
     whole = maker.quantize(torch.where(weight.abs() < 4, weight, 0))
     counts, starts, data, first = [2, 1, 3], [], torch.empty(0, dtype=torch.uint8), 0
@@ -77,7 +77,7 @@ def test_parts_that_lie_apart_are_decoded_in_one_launch() -> None:
         data = torch.cat([data, delta.encode(blocks[first : first + count], maker.cut(whole, first, count))])
         first += count
     headers = [data[start : start + 40].view(torch.int64).tolist() for start in starts]
-    assert [header[0] for header in headers] == [3, 0, 3] and headers[0][4] == 24 and headers[2][4] == 0
+    assert [header[0] for header in headers] == [3, 0, 3] and headers[0][4] == 0 and headers[2][4] == 24
     out = torch.full_like(blocks, torch.nan, device=DEVICE)
     substitute = {name: tensor.to(DEVICE) for name, tensor in whole.items()}
     places = delta.places(starts, counts, DEVICE)
