@@ -61,8 +61,8 @@ def test_any_weight(seed: int, shape: tuple[int, int], odd: float, size: float) 
 
 
 def test_parts_that_lie_apart_are_decoded_in_one_launch() -> None:
-    """One without trailing bits, one that was kept as it is, and one with such bits, with other bytes between them; more columns than
-    a program has."""
+    """One without trailing bits, one that was kept as it is, and one with such bits, with other bytes between them; more columns
+    than a program has."""
     torch.manual_seed(1)
     columns = trailing.COLUMNS + 32
     weight = torch.randn(384, columns).half()
