@@ -567,6 +567,7 @@ MUTATIONS = (
     Mutation("a plan counts a float16 weight as a bfloat16 one", "codecs/delta.py", "torch.float16: float(TRAILING)}", "torch.float16: 0.0}", "tests/codecs/test_delta.py"),
     Mutation("float16 is measured as bfloat16 is multiplied", "devices/codec_speed.py", "weight = torch.randn(SAMPLE).to(dtype)", "weight = torch.randn(SAMPLE).bfloat16()", "tests/devices/test_codec_speed.py"),
     Mutation("a GPU takes trailing bits of another part", "kernels/gpu/trailing.py", "(block - skipped) * columns", "block * columns", "tests/kernels/gpu/test_trailing.py"),
+    Mutation("weights of one type are compared for all", "models/stream/load.py", "linear.quantizer.name, linear.entry.dtype)", "linear.quantizer.name, torch.bfloat16)", "tests/models/stream/test_load.py"),
     Mutation("a GPU takes bits that no part has", "kernels/gpu/trailing.py", "tl.where(pitch != 0, columns, 0)", "columns", "tests/kernels/gpu/test_trailing.py"),
     Mutation("a float16 model computes in float16", "models/stock/shape.py", "torch.float32 if stored == torch.float16 and not own_memory else stored", "stored", "tests/models/test_float16.py"),
     Mutation("halves between two numbers of float16 are rounded up", "kernels/scaled_fours.py", "b.add(odd, self.all(WIDE, 0xFFF))", "self.all(WIDE, 0x1000)", "tests/kernels/test_scaled_fours.py"),
