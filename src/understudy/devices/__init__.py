@@ -232,8 +232,8 @@ class Device(Protocol):
         """The exact blocks [count, columns, 64] of a part whose bytes are here: in `out`, or a view of its data."""
         ...
 
-    def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:
-        """The time a weight stored by `codec` beside `quantizer`'s copy takes to be used here, once its bytes have come."""
+    def seconds_a_weight(self, codec: Codec, quantizer: str, dtype: torch.dtype) -> float:
+        """Seconds that a weight of `dtype`, stored by `codec` beside `quantizer`'s copy, takes to be used, once its bytes came."""
         ...
 
     def sharing(self, work: SharedWork, nodes: int) -> AbstractContextManager[None]:

@@ -256,7 +256,7 @@ class Accelerator(RecurrentWork):
     def decode(self, codec: Codec, part: Encoded, out: Tensor | None = None) -> Tensor:
         return codec.decode_on_device(part, out)
 
-    def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:
+    def seconds_a_weight(self, codec: Codec, quantizer: str, dtype: torch.dtype) -> float:
         """Less than any link takes to bring it."""
         return 0.0
 

@@ -225,9 +225,9 @@ class Processor:
         assert part.places is None, "a processor decodes one part at a time"
         return codec.decode(part, out)
 
-    def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:
-        """Measured, once for each codec and quantiser."""
-        return seconds_a_weight(codec.name, quantizer)
+    def seconds_a_weight(self, codec: Codec, quantizer: str, dtype: torch.dtype) -> float:
+        """Measured, once for each codec, quantiser and type."""
+        return seconds_a_weight(codec.name, quantizer, dtype)
 
     def sharing(self, work: SharedWork, nodes: int) -> AbstractContextManager[None]:
         return self._shared.timed(work, nodes)

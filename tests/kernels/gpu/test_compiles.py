@@ -19,6 +19,7 @@ from understudy.kernels import gpu
 RESIDUAL = {
     "data": "*u8", "codes": "*u8", "scales": "*bf16", "out": "*bf16", "table": "*i64", "stride": "i32", "groups": "i32",
 }  # fmt: skip
+TRAILING = {"data": "*u8", "out": "*fp16", "table": "*i64", "columns": "i32", "runs": "i32", "groups": "i32"}
 SCALED = {"data": "*u8", "out": "*bf16", "table": "*i64", "columns": "i32", "runs": "i32"}
 PRODUCT = {
     "x": "*bf16", "codes0": "*i32", "scales0": "*i32", "codes1": "*i32", "scales1": "*i32", "codes2": "*i32", "scales2": "*i32",
@@ -202,6 +203,7 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int
     "residual of 3 bits": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 3, "DENSE": 6, "WIDER": 48}, TWO_WARPS),
     "residual of 6 bits": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 6, "DENSE": 4, "WIDER": 0}, TWO_WARPS),
     "residual of 8 bits": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 8, "DENSE": 3, "WIDER": 0, "group": 128}, TWO_WARPS),
+    "weights in float16": ("trailing", "_narrow", TRAILING, {"COLUMNS": 32, "DENSE": 5}, UNFUSED),
     "weights in FP8": ("eighths", "_decode", RESIDUAL, EIGHTHS | {"BITS": 4, "DENSE": 1}, UNFUSED_PAIR),
     "weights in FP8 beside 2 bits": ("eighths", "_decode", RESIDUAL, EIGHTHS | {"BITS": 2, "DENSE": 3}, UNFUSED_PAIR),
     "weights in FP8 beside 3 bits": ("eighths", "_decode", RESIDUAL, EIGHTHS | {"BITS": 3, "DENSE": 2}, UNFUSED_PAIR),
@@ -290,9 +292,7 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int
     ),
     "states of a level": ("draft_states", "_keep", KEPT, KEPT_SIZES, {"num_warps": 4}),
     "draft layer over states": ("draft_states", "_attend_states", OVER_STATES, OVER_SIZES, EIGHT_WARPS),
-    "draft layer over states on an H100": ("draft_states", "_attend_states", OVER_STATES, OVER_SIZES, EIGHT_WARPS | HOPPER),
     "attention over states": ("attention", "_attend", ATTENTION, MANY_HEADS, EIGHT_WARPS),
-    "attention over states on an H100": ("attention", "_attend", ATTENTION, MANY_HEADS, EIGHT_WARPS | HOPPER),
     "attention over states in float32": (
         "attention", "_attend", FLOATS, MANY_HEADS | SINGLE_STATES, {"num_warps": 8, "num_stages": 1}
     ),
@@ -335,7 +335,8 @@ MOST_KEPT = 400
 FOR_SERVERS = (
     *("nodes of a level", "best children", "children of a level", "likeliest children", "candidates of a level"),
     *("best children, filtered", "outlines of a filter", "cuts of a filter", "chosen tokens, filtered", "agreement with guesses"),
-    *("weights in FP8", "weights in four bits"),
+    *("weights in FP8", "weights in four bits", "weights in float16"),
+    *("states of a level", "draft layer over states", "attention over states"),
     *("keys of a recurrent path", "walk over recurrent nodes", "what a recurrent level asks", "gates of a recurrent level"),
     *("short convolution", "exact product", "exact product of experts", "routers of experts", "rows of experts", "sums of experts"),
     *("experts of 4 bits", "experts of 3 bits"),
