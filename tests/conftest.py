@@ -37,9 +37,11 @@ UNCOUNTED = ("kernels/", "test_contracts.py", "models/test_bits.py", "models/tes
 
 # Files that take longest, in this order; after them come those with a test that is marked slow or that waits for Ray.
 LONGEST = (
-    *("models/test_families.py", "test_contracts.py", "models/test_hybrid.py", "cluster/test_replicas.py", "devices/test_fake.py"),
-    *("cluster/test_lines.py", "test_llm.py", "weights/test_roundtrip.py", "benchmarks/test_gpu_check.py"),
-    *("policies/test_identity.py", "models/stream/test_hauls.py", "test_docs.py", "server/test_agents.py", "models/test_bits.py"),
+    *("models/test_hybrid.py", "kernels/gpu/test_compiles.py", "devices/test_experts_fake.py", "models/test_families.py"),
+    *("test_contracts.py", "cluster/test_replicas.py", "cluster/test_lines.py", "models/test_quantised.py", "devices/test_fake.py"),
+    *("test_forced.py", "models/stock/test_indexers.py", "devices/test_ahead_fake.py", "benchmarks/test_gpu_forms.py"),
+    *("test_llm.py", "weights/test_roundtrip.py", "benchmarks/test_gpu_check.py", "policies/test_identity.py"),
+    *("models/stream/test_hauls.py", "test_docs.py", "server/test_agents.py", "models/test_bits.py"),
 )
 
 

@@ -54,7 +54,7 @@ def test_more_bits_are_chosen_from_so_many_levels_a_pass_on(config: Path) -> Non
     [
         {"codec": "raw"},
         {"link": True},
-        {"dtype": "float16"},
+        {"dtype": "float32"},
         {"method": "none"},
         {"method": "ngram"},
         {"resident": "auto"},
@@ -65,10 +65,17 @@ def test_more_bits_are_chosen_from_so_many_levels_a_pass_on(config: Path) -> Non
 )
 def test_more_bits_are_not_chosen_where_they_save_no_waiting(options: dict[str, Any], config: Path) -> None:
     """No less is streamed, no copy drafts, nothing is streamed, an accelerator computes, or a speed is not known."""
-    if options.get("dtype") == "float16":
-        (config / "config.json").write_text(json.dumps({"model_type": "llama", "dtype": "float16", **SIZES}))
+    if options.get("dtype") == "float32":
+        (config / "config.json").write_text(json.dumps({"model_type": "llama", "dtype": "float32", **SIZES}))
     assert copy(config) == (USUAL if "dtype" in options else MORE)
     assert copy(config, **options) == USUAL
+
+
+def test_more_bits_are_chosen_for_float16_too(config: Path) -> None:
+    (config / "config.json").write_text(json.dumps({"model_type": "llama", "dtype": "float16", **SIZES}))
+    assert copy(config) == MORE and copy(config, codec="raw") == USUAL
+    plans = [LLM.plan_only(config=config, machine=SLOW, bits=4, codec=codec, **ASKED) for codec in ("raw", "delta")]
+    assert plans[1].streamed_bytes / plans[0].streamed_bytes == pytest.approx((7.7 + 3) / 16, abs=0.03)
 
 
 def test_more_bits_are_chosen_where_they_fit_with_a_little_to_spare(config: Path) -> None:

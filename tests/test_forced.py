@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from understudy.codecs import CODECS
 from understudy.kernels.instructions import SETS, VARIABLE, found
 
 ROOT = Path(__file__).parents[1]
 HERE = [each.name for each in SETS if each.serves(found())]
-# Of the contracts: drafts of the copy, every codec; and products whose bits are compared with a reference.
+CODEC = "tests/test_contracts.py::test_lossless_with_every_codec"
+# Of the contracts: drafts of the copy, compared with plain decoding, and every codec; and products whose bits are compared with a
+# reference.
 PARTS = (
-    "tests/test_contracts.py::test_lossless_with_every_codec",
+    *(f"{CODEC}[{resident}-substitute-{codec}]" for resident in ("none", "auto") for codec in CODECS),
     "tests/kernels/test_bfdot.py",
     "tests/kernels/test_exact_product.py",
     "tests/kernels/test_float_product.py",

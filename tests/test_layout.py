@@ -269,6 +269,7 @@ TESTED_IN = {
     "drafters/kernel_search.py": "drafters/test_device_search.py",
     "kernels/search_columns.py": "drafters/test_device_state.py",
     "kernels/level_kernels.py": "drafters/test_device_search.py",
+    "kernels/state_form.py": "kernels/test_draft_states.py",
     "kernels/expert_kernels.py": "kernels/gpu/test_expert_rows.py",
     "kernels/attention_cpu.py": "kernels/test_attention.py",
     "kernels/channel_given.py": "kernels/test_channel_cpu.py",

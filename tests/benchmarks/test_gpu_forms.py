@@ -1,6 +1,5 @@
 """Other forms of the 4-bit product, in the interpreter: each is the product, and leaves it as it was."""
 
-from pathlib import Path
 
 import pytest
 import torch
@@ -56,7 +55,7 @@ def test_a_form_that_cannot_be_is_refused(wrong: str) -> None:
 
 
 @pytest.mark.parametrize("target", [80, 90])
-def test_forms_compile_for_gpus_of_servers(target: int, tmp_path: Path) -> None:
+def test_forms_compile_for_gpus_of_servers(target: int) -> None:
     sums = dict.fromkeys(("scratch", "bias"), "*fp32") | {"other": "*bf16", "out": "*bf16", "m": "i32", "epsilon": "fp32"}
     sums |= dict.fromkeys(("pairs0", "pairs1", "rows0", "rows1", "rows2", "beside", "apart"), "i32")
     alone = {name: PAIR_STEPS[name] for name in ("N", "COLUMNS", "SHARES", "MATRICES", "GATED", "NORM", "BIAS", "OTHER")}
@@ -69,7 +68,7 @@ def test_forms_compile_for_gpus_of_servers(target: int, tmp_path: Path) -> None:
         kind |= {"N": form.rows} if form.flat else {}
         options = {"num_warps": form.warps, "num_stages": form.stages, **({"maxnreg": form.registers} if form.registers else {})}
         kernels[name] = ("gpu_candidates", form.kernel, PAIRS | {"picks": "*i32"}, PAIR_STEPS | kind, options)
-    made = made_of(kernels, target, tmp_path)
+    made = made_of(kernels, target)
     for name, found in made.items():
         assert "error" not in found and found["cubin"] > 0 and found["shared"] <= SHARED, (name, found)
     assert ("wgmma" in made["flat"]["ptx"]) == (target == 90) and "fma.rn.bf16x2" in made["weights"]["ptx"]

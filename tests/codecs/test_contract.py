@@ -54,4 +54,7 @@ def test_weights(made: Codec, dtype: torch.dtype, shape: tuple[int, int], spec: 
 def test_any_bits(name: str, seed: int, shape: tuple[int, int], spec: str) -> None:
     generator = torch.Generator().manual_seed(seed)
     words = torch.randint(-(2**15), 2**15, shape, generator=generator, dtype=torch.int16)
-    _check(codec(name), words.view(torch.bfloat16), spec)
+    made = codec(name)
+    for dtype in (torch.bfloat16, torch.float16):
+        if made.applies(dtype, spec):
+            _check(made, words.view(dtype), spec)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from understudy.codecs import Encoded, codec
 from understudy.kernels.pack import block
+from understudy.kernels.trailing import TRAILING
 from understudy.quantizers import Tensors, quantizer
 
 delta = codec("delta")
@@ -18,9 +19,15 @@ def _bits(weight: Tensor, spec: str = "int4", substitute: Tensors | None = None)
     substitute = substitute or quantizer(spec).quantize(weight)
     blocks = block(weight)
     data = delta.encode(blocks, substitute)
-    back = delta.decode(Encoded(data, *blocks.shape[:2], torch.bfloat16, substitute))
+    back = delta.decode(Encoded(data, *blocks.shape[:2], weight.dtype, substitute))
     assert torch.equal(back.view(torch.int16), blocks.view(torch.int16))
     return data.numel() * 8 / blocks.numel()
+
+
+def _numbers(data: Tensor) -> list[int]:
+    """Those of a part's header."""
+    found: list[int] = data[:40].view(torch.int64).tolist()
+    return found
 
 
 @pytest.mark.parametrize(
@@ -42,11 +49,34 @@ def test_ordinary_weights(spec: str, most: tuple[float, float]) -> None:
         torch.manual_seed(0)
         weight = torch.distributions.StudentT(freedom).sample((256, 512)) if freedom else torch.randn(256, 512)
         assert _bits((weight * 0.02).to(torch.bfloat16), spec) < bits
+        brief = _bits((weight * 0.02).half(), spec)
+        assert TRAILING < brief < min(bits + TRAILING, 16)
 
 
-def _words(*shape: int, seed: int = 0) -> Tensor:
+def test_float16_that_was_bfloat16_takes_what_that_takes() -> None:
+    torch.manual_seed(0)
+    weight = (torch.randn(256, 512) * 0.02).to(torch.bfloat16)
+    # of the smallest float16 has fewer bits, and of no weight more
+    assert (weight.half().float() != weight.float()).any()
+    assert abs(_bits(weight.half()) - _bits(weight)) < 0.01 and _bits(weight) < 8
+    for dtype, kind in ((torch.float16, 3), (torch.bfloat16, 1)):
+        data = delta.encode(block(weight.to(dtype)), quantizer("int4").quantize(weight))
+        assert _numbers(data)[0] == kind and _numbers(data)[4] == 0
+    data = delta.encode(block(weight.half() * 0.9), quantizer("int4").quantize(weight.half() * 0.9))
+    assert _numbers(data)[4] == 24
+
+
+def test_parts_of_another_type_are_not_read() -> None:
+    weight = torch.randn(64, 64).to(torch.bfloat16)
+    substitute = quantizer("int4").quantize(weight)
+    data = delta.encode(block(weight), substitute)
+    with pytest.raises(AssertionError, match="kind 1"):
+        delta.decode(Encoded(data, 1, 64, torch.float16, substitute))
+
+
+def _words(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-(2**15), 2**15, shape, generator=generator, dtype=torch.int16).view(torch.bfloat16)
+    return torch.randint(-(2**15), 2**15, shape, generator=generator, dtype=torch.int16).view(dtype)
 
 
 def _outlier() -> Tensor:
@@ -71,6 +101,11 @@ TENSORS = {
     "largest": torch.where(torch.randn(64, 64) > 0, 3.3e38, -3.3e38).to(torch.bfloat16),
     "positive only": (torch.rand(64, 64) + 1).to(torch.bfloat16),
     "one row": torch.randn(1, 32).to(torch.bfloat16),
+    "every float16": torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16).view(64, 1024),
+    "every small float16": torch.arange(-1024, 1024, dtype=torch.int16).view(torch.float16).view(64, 32),
+    "negative zeros of float16": -torch.zeros(64, 64, dtype=torch.float16),
+    "infinities of float16": torch.where(torch.randn(64, 64) > 1, float("-inf"), 0.1).half(),
+    "largest of float16": torch.where(torch.randn(64, 64) > 0, 65504.0, -65504.0).half(),
 }
 
 
@@ -87,10 +122,11 @@ def test_adversarial_weights(spec: str, name: str) -> None:
     st.sampled_from([(64, 32), (70, 64), (130, 96), (3, 256)]),
     st.booleans(),
     st.sampled_from(["int2", "int2:group=16", "int3", "int3:group=16", "int4", "int6", "int8"]),
+    st.sampled_from([torch.bfloat16, torch.float16]),
 )
-def test_any_weight_with_any_substitute(seed: int, shape: tuple[int, int], own: bool, spec: str) -> None:
+def test_any_weight_with_any_substitute(seed: int, shape: tuple[int, int], own: bool, spec: str, dtype: torch.dtype) -> None:
     """Lossless whatever the codes, scales and zeros are: they need not be of this weight, nor be sane."""
-    weight = _words(*shape, seed=seed)
+    weight = _words(*shape, seed=seed, dtype=dtype)
     substitute = quantizer(spec).quantize(weight if own else torch.randn(shape).to(torch.bfloat16))
     if not own:
         scales = substitute["scales"]
@@ -104,6 +140,7 @@ def test_weights_of_any_size_and_tail(seed: int, exponent: float, freedom: float
     torch.manual_seed(seed)
     weight = torch.distributions.StudentT(freedom).sample((128, 64)) * 2.0**exponent
     _bits(weight.to(torch.bfloat16), spec)
+    _bits(weight.clamp(-65504, 65504).half(), spec)
 
 
 def test_all_threads_give_the_same() -> None:
@@ -128,7 +165,8 @@ def test_slices_of_a_substitute(spec: str) -> None:
     assert torch.equal(back.view(torch.int16), blocks.view(torch.int16))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_other_kinds_are_left_to_raw(dtype: torch.dtype) -> None:
-    assert not delta.applies(dtype, "int4") and not delta.applies(torch.bfloat16, "exact")
-    assert all(delta.applies(torch.bfloat16, spec) for spec in ("int2", "int3", "int4:group=32", "int6", "int8"))
+    assert not delta.applies(torch.float32, "int4") and not delta.applies(dtype, "exact")
+    assert all(delta.applies(dtype, spec) for spec in ("int2", "int3", "int4:group=32", "int6", "int8"))
+    assert delta.bits(dtype, "int4") == 7.7 + (TRAILING if dtype == torch.float16 else 0) < delta.bits(torch.float32, "int4") == 32

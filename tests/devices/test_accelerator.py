@@ -88,11 +88,13 @@ def test_codecs_say_themselves_whether_they_need_triton(name: str, triton: bool)
     if decoder.needs_triton:
         pytest.importorskip("triton")
     torch.manual_seed(0)
-    blocks = block(torch.randn(64, 64).bfloat16())
-    substitute = quantizer("int4").quantize(torch.randn(64, 64).bfloat16())
-    data, out = decoder.encode(blocks, substitute), torch.full_like(blocks, torch.nan)
-    found = device.decode(decoder, Encoded(data, 1, 64, torch.bfloat16, substitute), None if decoder.in_place else out)
-    assert torch.equal(found.view(torch.int16), blocks.view(torch.int16))
+    for dtype in (torch.bfloat16, torch.float16):
+        if decoder.applies(dtype, "int4"):
+            blocks = block(torch.randn(64, 64).to(dtype))
+            substitute = quantizer("int4").quantize(torch.randn(64, 64).to(dtype))
+            data, out = decoder.encode(blocks, substitute), torch.full_like(blocks, torch.nan)
+            found = device.decode(decoder, Encoded(data, 1, 64, dtype, substitute), None if decoder.in_place else out)
+            assert torch.equal(found.view(torch.int16), blocks.view(torch.int16))
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)

@@ -20,7 +20,7 @@ class Measured(Processor):
         super().__init__()
         self.seconds = seconds
 
-    def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:
+    def seconds_a_weight(self, codec: Codec, quantizer: str, dtype: torch.dtype) -> float:
         return self.seconds[codec.name]
 
 
@@ -33,7 +33,7 @@ def test_a_slow_link_wants_few_bytes_and_slow_processors_want_little_work() -> N
 
 
 @pytest.mark.parametrize(
-    ("dtype", "quantizer"), [(torch.float32, "int4"), (torch.bfloat16, "exact"), (torch.float16, "int4")]
+    ("dtype", "quantizer"), [(torch.float32, "int4"), (torch.bfloat16, "exact"), (torch.float16, "exact")]
 )
 def test_what_delta_cannot_store_is_raw(dtype: torch.dtype, quantizer: str) -> None:
     assert fastest_codec(1e6, dtype, quantizer, Processor()) == "raw"
@@ -50,10 +50,29 @@ def test_seconds_are_measured_of_the_product_that_a_pass_runs(monkeypatch: pytes
     monkeypatch.setattr(BlockProduct, "__call__", counted)
     monkeypatch.setattr(torch.Tensor, "__matmul__", None)
     seconds_a_weight.cache_clear()
-    raw, delta = (seconds_a_weight(name, "int4") for name in ("raw", "delta"))
+    raw, delta = (seconds_a_weight(name, "int4", torch.bfloat16) for name in ("raw", "delta"))
     assert 0 < raw < 1e-6 and 0 < delta < 1e-6
     assert rows == [ROWS] * 2 * COPIES * (1 + TURNS)
-    assert Processor().seconds_a_weight(codec("delta"), "int4") == delta, "measured once"
+    assert Processor().seconds_a_weight(codec("delta"), "int4", torch.bfloat16) == delta, "measured once"
+
+
+def test_weights_of_float16_are_measured_as_they_are_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds, call = set(), BlockProduct.__call__
+
+    def counted(product: BlockProduct, tiles: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+        kinds.add((product.dtype, *(operand.dtype for operand in product._operands)))
+        call(product, tiles, out)
+
+    monkeypatch.setattr(BlockProduct, "__call__", counted)
+    seconds_a_weight.cache_clear()
+    found = Processor().seconds_a_weight(codec("delta"), "int4", torch.float16)
+    assert 0 < found < 1e-6 and kinds == {(torch.float32, torch.float16)}
+
+
+def test_weights_of_float16_have_a_smaller_form() -> None:
+    even = Measured(raw=1e-9, delta=1e-9)
+    assert fastest_codec(1e9, torch.float16, "int4", even) == "delta"
+    assert fastest_codec(100e9, torch.float16, "int4", Measured(raw=1e-9, delta=2e-9)) == "raw"
 
 
 def test_turns_are_averages_over_all_actions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +90,7 @@ def test_weights_in_fp8_have_one_more_codec() -> None:
     assert fastest_codec(0.3e9, torch.bfloat16, "int4", slow, "fp8") == "fp8"
     assert fastest_codec(50e9, torch.bfloat16, "int4", FakeDevice(), "fp8") == "fp8", "what brings the fewest bytes, on a GPU"
     assert fastest_codec(50e9, torch.bfloat16, "int4", FakeDevice(triton=False), "fp8") == "raw"
-    assert 0 < seconds_a_weight("fp8", "int4") < 1e-6
+    assert 0 < seconds_a_weight("fp8", "int4", torch.bfloat16) < 1e-6
 
 
 def test_weights_in_four_bits_have_another() -> None:
@@ -81,7 +100,8 @@ def test_weights_in_four_bits_have_another() -> None:
     assert "w4" not in {fastest_codec(1e9, torch.bfloat16, "int4", even, form) for form in ("", "fp8", "mxfp4")}
     assert fastest_codec(100e9, torch.bfloat16, "int4", Measured(raw=1e-9, delta=1e-9, w4=2e-9), "int4") == "delta"
     assert fastest_codec(1e9, torch.float32, "int4", even, "int4") == "raw"
-    assert 0 < seconds_a_weight("w4", "int4") < 1e-6
+    for dtype in (torch.bfloat16, torch.float16):
+        assert 0 < seconds_a_weight("w4", "int4", dtype) < 1e-6
 
 
 @pytest.mark.parametrize(("triton", "wanted"), [(True, "delta"), (False, "raw")])

@@ -26,18 +26,19 @@ from understudy.kernels.gpu import search, token_choice
 from understudy.kernels.gpu.filters import least_keys
 
 PROMPT = [5, 99, 5, 12, 80, 5, 99, 5]
-GREEDY = SamplingParams(max_new_tokens=7, ignore_eos=True)
+GREEDY = SamplingParams(max_new_tokens=5, ignore_eos=True)
 SAMPLED = SamplingParams(max_new_tokens=5, ignore_eos=True, temperature=0.9, seed=3)
 FILTERED = [
     SamplingParams(max_new_tokens=6, ignore_eos=True, temperature=0.8, seed=5, **keeping)
     for keeping in ({"top_p": 0.6}, {"top_k": 4, "min_p": 0.02}, {"top_p": 0.9, "top_k": 20, "presence_penalty": 0.4})
 ]
+WARM = SearchDrafter.warm
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
 
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[FakeDevice]:
-    """What the fake device was opened as, newest last; it is "--device fake"."""
+    """What the fake device was opened as, newest last; it is "--device fake". Drafters do not warm up: the interpreter is slow."""
     made: list[FakeDevice] = []
 
     def open_fake() -> FakeDevice:
@@ -46,6 +47,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[FakeDevice]:
 
     monkeypatch.setattr(fake_device, "open_fake", open_fake)
     monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
+    monkeypatch.setattr(SearchDrafter, "warm", lambda self: None)
     return made
 
 
@@ -73,11 +75,16 @@ def llm(model: Path, **options: Any) -> LLM:
     )
 
 
-def test_in_float32_the_tokens_are_the_cpus(models: dict[torch.dtype, Path], opened: list[FakeDevice]) -> None:
+def test_in_float32_the_tokens_are_the_cpus(
+    models: dict[torch.dtype, Path], opened: list[FakeDevice], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with llm(models[torch.float32], method="none", device="cpu") as cpu:
         plain = [cpu.generate([PROMPT], params)[0].token_ids for params in (GREEDY, SAMPLED)]
+    # This one measures its levels first.
+    monkeypatch.setattr(SearchDrafter, "warm", WARM)
     for method in ("none", "substitute"):
         with llm(models[torch.float32], method=method) as fake:
+            assert method == "none" or fake.engine.drafter.policy.pace.levels  # type: ignore[attr-defined]
             done = [fake.generate([PROMPT], params)[0] for params in (GREEDY, SAMPLED)]
         assert [completion.token_ids for completion in done] == plain
         assert done[0].stats.bytes_streamed > 0 and opened[-1].simulated.copied > 0

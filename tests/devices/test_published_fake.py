@@ -1,5 +1,5 @@
-"""What checkpoints publish in forms of their own, the whole way of a token on a device: weights in FP8, and several layers for
-multi-token prediction."""
+"""What checkpoints publish in forms of their own, the whole way of a token on a device: weights in FP8 and float16, and several
+layers for multi-token prediction."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from tests import fake_device
 from tests.fake_device import FakeDevice
 from tests.mtp import MTP, SEVERAL, fit_mtp, publish_mtp, several_tensors
 from tests.quantised import publish_compressed, publish_fp8
-from tests.tiny import stock
+from tests.tiny import save, stock
 from understudy import LLM, SamplingParams
 from understudy.devices import DEVICES
 
@@ -59,6 +59,22 @@ def test_weights_in_four_bits_come_as_codes_and_scales(family: str, tmp_path: Pa
         streamed.append(done.stats.bytes_streamed)
         assert done.stats.bytes_streamed > 0 and (method == "none" or done.stats.accepted > 0)
     assert texts[0] == texts[1] == texts[2] and streamed[1] < streamed[0] / 2
+
+
+def test_weights_in_float16_come_as_what_their_copy_leaves_open(tmp_path: Path) -> None:
+    """Put together by a kernel of their own, where a copy's part was found, and multiplied as float16."""
+    save(tmp_path / "model", "qwen3", torch.float16, hidden_size=128, num_hidden_layers=2)
+    texts, streamed = [], []
+    for coding, method in (("raw", "none"), ("auto", "none"), ("auto", "substitute")):
+        with llm(tmp_path / "model", codec=coding, method=method, bits=4, output=tmp_path / f"{coding}-{method}") as model:
+            done = model.generate(PROMPT, GREEDY)[0]
+            stored = {(entry.codec, entry.dtype) for entry in model.store.linears.values()}
+            assert model.model.dtype == torch.float16
+        assert stored == {("raw" if coding == "raw" else "delta", torch.float16)}
+        texts.append(done.token_ids)
+        streamed.append(done.stats.bytes_streamed)
+        assert done.stats.bytes_streamed > 0 and (method == "none" or done.stats.accepted > 0)
+    assert texts[0] == texts[1] == texts[2] and streamed[1] < streamed[0] * 0.8
 
 
 def test_several_layers_for_multi_token_prediction_draft_on_a_device(tmp_path: Path) -> None:

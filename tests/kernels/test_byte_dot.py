@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 from llvmlite import binding, ir
 
-from understudy.kernels import bfdot, bit_stream, cache_lines, dot, float_dot, instructions, residual_bits, softmax
+from understudy.kernels import (
+    bfdot,
+    bit_stream,
+    cache_lines,
+    dot,
+    float_dot,
+    instructions,
+    residual_bits,
+    softmax,
+    trailing,
+)
 from understudy.kernels.byte_dot import WAYS, way
 from understudy.kernels.instructions import SETS
 from understudy.kernels.vector import LONG
@@ -103,6 +113,25 @@ def test_float_products_are_made_by_the_instructions_of_the_set(chosen: instruct
     assert "\tfmla\t" in code and "\tbl\t" not in code
     code, _ = compiled_for(chosen, 2, widened)
     assert "\tfcvtl" in code and "\tbl\t" not in code
+
+
+def test_float16_is_put_together_by_vectors(chosen: instructions.InstructionSet) -> None:
+    def laid(context: Any, builder: Any, brains: Any, own: Any, target: Any) -> None:
+        code = trailing._Joint(context, builder)
+        for v, words in enumerate(code.words(brains, own)):
+            code.store(words, code.at(target, 64 * v), 64)
+
+    def narrowed(context: Any, builder: Any, brains: Any, own: Any) -> None:
+        code = trailing._Joint(context, builder)
+        for v, words in enumerate(code.words(brains, own)):
+            code.store(code.narrowed(words), code.at(brains, 32 * v))
+
+    def apart(context: Any, builder: Any, *arguments: Any) -> None:
+        trailing._Joint(context, builder).take_apart(*arguments)
+
+    for count, write, wanted in ((3, laid, "\tushll"), (2, narrowed, "\tfadd\tv"), (3, apart, "\txtn")):
+        code, _ = compiled_for(chosen, count, write)
+        assert wanted in code and "\tbl\t" not in code
 
 
 @pytest.mark.parametrize("bits", [2, 4])

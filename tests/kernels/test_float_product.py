@@ -81,11 +81,36 @@ def delta(weight: Tensor) -> list[tuple[Operand, int]]:
     return found
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows", [1, 5, 17])
-def test_what_is_rebuilt_multiplies_as_it_would_as_it_is(rows: int) -> None:
-    weight, x = drawn(192, 256, rows, torch.bfloat16, 3)
+def test_what_is_rebuilt_multiplies_as_it_would_as_it_is(rows: int, kind: torch.dtype) -> None:
+    weight, x = drawn(192, 256, rows, kind, 3)
     plain = multiplied([x], [(Operand.plain(block(weight)), 0)], rows, 3)
-    assert torch.equal(multiplied([x], delta(weight), rows, 3), plain)
+    packed = delta(weight)
+    assert all((operand._described.trailing != 0) == (kind == torch.float16) for operand, _ in packed)
+    assert torch.equal(multiplied([x], packed, rows, 3), plain)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from(["int2", "int3", "int4", "int6", "int8"]), st.integers(1, 20), st.booleans())
+def test_float16_beside_any_copy(seed: int, spec: str, rows: int, odd: bool) -> None:
+    """Also weights that are subnormal, and exceptions."""
+    weight, x = drawn(64, 256, rows, torch.float16, seed)
+    weight = torch.where(torch.rand(weight.shape) < 0.02, weight * 50, weight) if odd else weight
+    assert (weight.abs() < 2**-14).any()
+    substitute, stored = fitting(spec, *weight.shape).quantize(weight), codec("delta")
+    data = stored.encode(block(weight), substitute)
+    operand = stored.operand(Encoded(data, 1, 256, torch.float16, substitute))
+    found, plain = (multiplied([x], [(one, 0)], rows, 1) for one in (operand, Operand.plain(block(weight))))
+    assert torch.equal(found.view(torch.int32), plain.view(torch.int32)) and found.abs().sum() > 0
+
+
+def test_float16_that_was_bfloat16_has_no_more_bits() -> None:
+    weight, x = drawn(64, 256, 3, torch.bfloat16, 4)
+    weight = weight.half()
+    packed = delta(weight)
+    assert packed[0][0]._described.trailing == 0 and packed[0][0].dtype == torch.float16 and not packed[0][0].halves
+    assert torch.equal(multiplied([x], packed, 3, 1), multiplied([x], [(Operand.plain(block(weight)), 0)], 3, 1))
 
 
 @settings(max_examples=30, deadline=None)

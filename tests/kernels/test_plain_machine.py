@@ -29,11 +29,14 @@ weight = torch.randn(130, 128, dtype=torch.bfloat16)
 x = torch.randn(3, 128)
 for spec in ("int2", "int3", "int4", "int6"):
     made = quantizer(spec).quantize(weight)
-    data = codec("delta").encode(block(weight), made)
-    back = codec("delta").decode(Encoded(data, 3, 128, torch.bfloat16, made))
-    assert torch.equal(back.view(torch.int16), block(weight).view(torch.int16))
+    for kind in (torch.float16, torch.bfloat16):
+        blocks = block(weight.to(kind) * 0.7)
+        data = codec("delta").encode(blocks, made)
+        back = codec("delta").decode(Encoded(data, 3, 128, kind, made))
+        assert torch.equal(back.view(torch.int16), blocks.view(torch.int16))
+        print(*bits(data))
     product = draft_product.Product(made["codes"], made["scales"], 130)
-    print(*bits(made["codes"], made["scales"], data, product(x)))
+    print(*bits(made["codes"], made["scales"], product(x)))
 print(has('avx512bw', 'avx512vl', 'bmi2'), draft_product.note() == "")
 """
 

@@ -1,7 +1,7 @@
 """Models with recurrent layers: the text is the same drafted or not, in any batch and chunks, and wherever a row goes back."""
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tests.fake_device import FakeDevice
 from tests.tiny import generated, save
 from understudy import LLM, SamplingParams
 from understudy.devices import DEVICES
+from understudy.drafters.search import SearchDrafter
 from understudy.errors import TransferError, UsageError
 from understudy.heads import TargetFacts
 from understudy.heads.files import built
@@ -26,6 +27,9 @@ FAMILIES = ["qwen3_5_text", "lfm2", "falcon_h1", "kimi_linear", "jamba", "qwen4_
 ALONE = ("qwen4_exp_text",)
 TEXT = [(i * i * 7 + i // 3) % 251 for i in range(760)]
 PARAMS = SamplingParams(max_new_tokens=24, ignore_eos=True)
+FEW = SamplingParams(max_new_tokens=12, ignore_eos=True)
+# Lengths of prompts: at the ends of folds and of chunks, and between them.
+ENDS = (1, 2, 9, 64, 65, 118, 127, 128, 129, 200, 246, 256, 257, 300, 385, 400)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -41,7 +45,12 @@ def plain(checkpoint: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory
     place = tmp_path_factory.mktemp("half") / "model"
     save(place, checkpoint[1].config.model_type, torch.bfloat16, max_position_embeddings=2048)
     with LLM(place, method="none", resident="none", memory="1GiB", context=1024, rows=1) as llm:
-        yield place, lambda prompt, params=PARAMS: llm.generate(prompt, params)[0].token_ids
+
+        @cache
+        def told(prompt: tuple[int, ...], params: SamplingParams) -> list[int]:
+            return llm.generate(list(prompt), params)[0].token_ids
+
+        yield place, lambda prompt, params=PARAMS: told(tuple(prompt), params)
 
 
 def test_texts_that_share_a_beginning_and_go_back(checkpoint: tuple[Path, Any]) -> None:
@@ -71,17 +80,17 @@ def test_half_precision_text_is_the_same_however_it_is_drafted(method: str, plai
         assert method == "none" or sum(each.stats.accepted for each in done) > 0
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(data=st.data())
 def test_half_precision_text_is_the_same_in_any_company_and_any_chunks(data: st.DataObject, plain: tuple[Path, Any]) -> None:
     place, expected = plain
     with LLM(place, resident="none", memory="1GiB", context=1024, rows=3) as llm:
         for _ in range(2):
             llm.engine.max_nodes = data.draw(st.sampled_from([130, 200, 1000]))
-            ends = data.draw(st.lists(st.integers(1, 400), min_size=1, max_size=4))
+            ends = data.draw(st.lists(st.sampled_from(ENDS), min_size=1, max_size=4))
             prompts = [TEXT[:end] for end in ends]
-            done = llm.generate(prompts, PARAMS)
-            assert [each.token_ids for each in done] == [expected(prompt) for prompt in prompts]
+            done = llm.generate(prompts, FEW)
+            assert [each.token_ids for each in done] == [expected(prompt, FEW) for prompt in prompts]
 
 
 def test_a_pass_that_fails_and_a_text_that_is_left(plain: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +157,8 @@ def test_a_device_with_memory_of_its_own_writes_the_same_text(
         pytest.skip("runs on the processor alone")
     monkeypatch.setattr(fake_device, "open_fake", partial(FakeDevice, triton=triton))
     monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
+    # the kernels' interpreter is slow
+    monkeypatch.setattr(SearchDrafter, "warm", lambda self: None)
     options: dict[str, Any] = {"codec": "raw", "device": "fake", "context": 512, "rows": 1, "memory": "1GiB"}
     if triton:
         options["method"] = "substitute:width=2,depth=2"
@@ -159,6 +170,9 @@ def test_a_device_with_memory_of_its_own_writes_the_same_text(
         assert done.stats.accepted > 0
         assert not triton or llm.engine.drafter.search.replayed > 0  # type: ignore[attr-defined]
         assert not done.stats.suggested, "no level of its states holds a node and its parent"
+    if triton:
+        return
+    # What is refused does not depend on who makes the kernels.
     with pytest.raises(UsageError, match=r"guess=on is not for models with recurrent layers that draft on fake: leave it out\."):
         LLM(place, resident="none", **options | {"method": "substitute:guess=on"})
     head = trained.config("medusa", target=TargetFacts(model.config.hidden_size, model.config.vocab_size))

@@ -1,4 +1,4 @@
-"""What codecs have in common that keep only what a copy leaves open of bfloat16 weights.
+"""What codecs have in common that keep only what a copy leaves open of weights.
 
 A part is a header of HEADER bytes, whole numbers of which the first is the codec's own kind, and sections, each at a multiple of
 ALIGNED bytes. What would not be smaller is kept as it is, behind a header of zeros."""
@@ -25,14 +25,18 @@ class BesideCopy(ABC):
     needs_substitute = True
     in_place = False
     linked = False
-    # about how many bits a usual weight takes, by the quantiser of its copy
+    # about how many bits a usual bfloat16 weight takes, by the quantiser of its copy
     usual: Mapping[str, float]
+    # the types of weights that can be encoded, and how many bits more than a bfloat16 one takes
+    more: Mapping[torch.dtype, float] = {torch.bfloat16: 0.0}
 
     def applies(self, dtype: torch.dtype, quantizer: str) -> bool:
-        return dtype == torch.bfloat16 and quantizer.partition(":")[0] in self.usual
+        return dtype in self.more and quantizer.partition(":")[0] in self.usual
 
     def bits(self, dtype: torch.dtype, quantizer: str) -> float:
-        return self.usual[quantizer.partition(":")[0]] if self.applies(dtype, quantizer) else dtype.itemsize * 8
+        if not self.applies(dtype, quantizer):
+            return dtype.itemsize * 8
+        return self.usual[quantizer.partition(":")[0]] + self.more[dtype]
 
     @abstractmethod
     def decode(self, part: Encoded, out: Tensor | None = None) -> Tensor:

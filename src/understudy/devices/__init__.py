@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..kernels.expert_kernels import ExpertKernels, ExpertLinear
     from ..kernels.level_kernels import LevelKernels
     from ..kernels.recurrence import RuleStep
+    from ..kernels.state_form import HeadRows
     from ..plan.machine import Machine
     from ..plan.placement import Plan
     from ..quantizers import Linear, Quantizer, Tensors
@@ -88,6 +89,8 @@ class Device(Protocol):
     own_memory: bool
     # whether the host searches for drafts, beside the text; else the search runs here, level by level
     drafts_see_text: bool
+    # whether attention over latent states runs here, so that these are kept in the place of keys and values
+    attends_over_states: bool
     # whether the nodes of a pass cost next to nothing beside its weights, so that trees may be larger
     nodes_are_free: bool
     # what records work to do it again as a whole; None where there is nothing that could
@@ -154,9 +157,11 @@ class Device(Protocol):
         """What each of `nodes` looks at, chosen by the index `keys` of a layer [rows, 1, slots, size]. It depends on no
         other node."""
 
+    def head_product(self, weights: Tensor) -> HeadRows:
+        """What multiplies rows by a matrix for each head, `weights` [heads, N, K]: each row for itself. It attends over states."""
+
     def spilled_attention(self) -> SpilledAttention | None:
         """What attends over keys and values of which a file holds most; None: they cannot spill here."""
-        ...
 
     def draft_attention(self, nodes: Nodes) -> DraftAttention:
         """The attention of a draft level of `nodes`, which lie here. Fast; its bits may depend on the other nodes."""
@@ -227,8 +232,8 @@ class Device(Protocol):
         """The exact blocks [count, columns, 64] of a part whose bytes are here: in `out`, or a view of its data."""
         ...
 
-    def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:
-        """The time a weight stored by `codec` beside `quantizer`'s copy takes to be used here, once its bytes have come."""
+    def seconds_a_weight(self, codec: Codec, quantizer: str, dtype: torch.dtype) -> float:
+        """Seconds that a weight of `dtype`, stored by `codec` beside `quantizer`'s copy, takes to be used, once its bytes came."""
         ...
 
     def sharing(self, work: SharedWork, nodes: int) -> AbstractContextManager[None]:

@@ -19,6 +19,7 @@ from ..kernels.attention import AttentionSpec, attend_anywhere
 from ..kernels.blocks import BlockKernels
 from ..kernels.chosen_keys import choose_anywhere
 from ..kernels.expert_kernels import ExpertKernels, ExpertLinear
+from ..kernels.state_form import HeadRows
 from ..plan.demand import RUNTIME_CUDA
 from ..plan.machine import Machine
 from ..plan.placement import Plan
@@ -61,7 +62,7 @@ class Accelerator(RecurrentWork):
         self.name = name
         self.where = where
         self.streams = streams
-        self.triton = not without_triton
+        self.triton = self.attends_over_states = not without_triton
         self.without_triton = without_triton
         self.graphs = graphs if self.triton else None
         self.note = f"{without_triton}: {SLOWER}" if without_triton else ""
@@ -153,6 +154,12 @@ class Accelerator(RecurrentWork):
 
             return attend(query, keys, values, nodes, spec)
         return attend_anywhere(query, keys, values, nodes, spec)
+
+    def head_product(self, weights: Tensor) -> HeadRows:
+        # only now: it needs Triton
+        from ..kernels.gpu.head_products import TritonHeads
+
+        return TritonHeads(weights)
 
     def spilled_attention(self) -> SpilledAttention | None:
         return None
@@ -249,7 +256,7 @@ class Accelerator(RecurrentWork):
     def decode(self, codec: Codec, part: Encoded, out: Tensor | None = None) -> Tensor:
         return codec.decode_on_device(part, out)
 
-    def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:
+    def seconds_a_weight(self, codec: Codec, quantizer: str, dtype: torch.dtype) -> float:
         """Less than any link takes to bring it."""
         return 0.0
 

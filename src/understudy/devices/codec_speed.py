@@ -29,7 +29,7 @@ SAMPLE, COPIES, TURNS = (256, 4096), 8, 5
 UNKNOWN_LINK = 1e9
 # What makes weights that are published in a form of their own, of usual ones, and how many columns of those have a scale, of 1.
 _PUBLISHED: dict[str, Callable[[Tensor], Tensor]] = {
-    "fp8": lambda weight: weight.to(torch.float8_e4m3fn).bfloat16(),
+    "fp8": lambda weight: weight.to(torch.float8_e4m3fn).to(weight.dtype),
     "int4": lambda weight: (weight * 3).round().clamp(-8, 7),
 }
 SHARED = 128
@@ -44,19 +44,19 @@ def fastest_codec(link: float, dtype: torch.dtype, quantizer: str, device: Devic
 
     def seconds(codec: Codec) -> float:
         coming = codec.bits(dtype, quantizer) / 8 / (link or UNKNOWN_LINK)
-        return max(coming, device.seconds_a_weight(codec, quantizer))
+        return max(coming, device.seconds_a_weight(codec, quantizer, dtype))
 
     able = [codec for codec in candidates(dtype, quantizer, form) if not device.refusal(codec)]
     return able[0].name if len(able) == 1 else min(able, key=seconds).name
 
 
 @cache
-def seconds_a_weight(name: str, quantizer: str) -> float:
-    """Seconds in which the processor multiplies ROWS rows by a bfloat16 weight stored by codec `name`, as a pass does: decoding
-    included, and weights come from memory."""
+def seconds_a_weight(name: str, quantizer: str, dtype: torch.dtype) -> float:
+    """Seconds in which the processor multiplies ROWS rows by a weight of the type `dtype` stored by codec `name`, as a pass does:
+    decoding included, and weights come from memory. Rows are float32 but where weights are bfloat16."""
     codec = codecs.codec(name)
     torch.manual_seed(0)
-    weight = torch.randn(SAMPLE).bfloat16()
+    weight = torch.randn(SAMPLE).to(dtype)
     # of numbers that are published so
     published = _PUBLISHED.get(codec.form)
     weight = published(weight) if published else weight
@@ -71,11 +71,12 @@ def seconds_a_weight(name: str, quantizer: str) -> float:
 
 
 def product_turns(operands: Sequence[Operand], rows: int, count: int) -> list[float]:
-    """Seconds in which one of `operands`, of one shape, multiplies `rows` rows: an average over all of them for each of `count`
-    turns."""
-    x = torch.randn(rows, operands[0].columns).bfloat16()
-    out = torch.empty(rows, operands[0].blocks, BLOCK, dtype=torch.bfloat16)
-    products = [BlockProduct([(operand, 0)]) for operand in operands]
+    """Seconds in which one of `operands`, of one shape and type, multiplies `rows` rows: an average over all of them for each of
+    `count` turns."""
+    dtype = torch.bfloat16 if operands[0].dtype == torch.bfloat16 else torch.float32
+    x = torch.randn(rows, operands[0].columns).to(dtype)
+    out = torch.empty(rows, operands[0].blocks, BLOCK, dtype=dtype)
+    products = [BlockProduct([(operand, 0)], rows=dtype) for operand in operands]
     return turns([partial(product, [x], out) for product in products], count)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from ..codecs import Codec
 from ..errors import UsageError
 from ..plan.machine import Machine
@@ -23,7 +25,7 @@ class DistantProcessor(Processor):
         """UsageError where more is asked for than the machine has."""
         return _within(super().budget(asked, machine), machine.total_memory)
 
-    def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:
+    def seconds_a_weight(self, codec: Codec, quantizer: str, dtype: torch.dtype) -> float:
         """Not known: the link is taken to be slower."""
         return 0.0
 

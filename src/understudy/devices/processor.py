@@ -23,6 +23,7 @@ from ..kernels.chosen_keys import IndexQuery, choose
 from ..kernels.convolution_cpu import convolve
 from ..kernels.draft_attention import LevelAttention
 from ..kernels.expert_kernels import ExpertKernels, ExpertLinear
+from ..kernels.head_products import HeadProduct
 from ..kernels.recurrence import RuleStep
 from ..kernels.recurrence_cpu import fold, recur
 from ..plan.demand import EXPECTED_GROWTH, MIB, REST, RUNTIME
@@ -87,6 +88,8 @@ class Processor:
     where = "cpu"
     note = ""
     own_memory = False
+    attends_over_states = True
+    head_product = staticmethod(HeadProduct)
     drafts_see_text = True
     nodes_are_free = False
     graphs: Graphs | None = None
@@ -222,9 +225,9 @@ class Processor:
         assert part.places is None, "a processor decodes one part at a time"
         return codec.decode(part, out)
 
-    def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:
-        """Measured, once for each codec and quantiser."""
-        return seconds_a_weight(codec.name, quantizer)
+    def seconds_a_weight(self, codec: Codec, quantizer: str, dtype: torch.dtype) -> float:
+        """Measured, once for each codec, quantiser and type."""
+        return seconds_a_weight(codec.name, quantizer, dtype)
 
     def sharing(self, work: SharedWork, nodes: int) -> AbstractContextManager[None]:
         return self._shared.timed(work, nodes)

@@ -149,8 +149,8 @@ PREPARATION = (
     ),
     _value(
         "--codec", "NAME",
-        "how exact weights are stored: raw, delta (half the bytes), fp8 and w4 (a quarter: weights published in FP8, or in"
-        " four bits), auto (what is faster here)",
+        "how exact weights are stored: raw, delta (half the bytes; of float16 two thirds), fp8 and w4 (a quarter: weights"
+        " published in FP8, or in four bits), auto (what is faster here)",
     ),
     _switch("--link", "keep no copy of the exact weights: read them from the original files, which must stay"),
     _switch("--offline", "use only what is on this machine already"),

@@ -19,8 +19,10 @@ from .draft_experts import ExpertProduct
 from .draft_layer import attend
 from .draft_mixture import DraftMixture
 from .draft_product import Joined, Product
+from .draft_states import attend_states
 from .head_form import HeadForm
 from .join_form import GateKind, JoinForm, Norm, apart
+from .state_form import StateForm, StateRows
 
 # nodes times tokens they see, of a level, beyond which the stock block's attention may be the faster one on a processor
 MANY = 1 << 16
@@ -81,6 +83,11 @@ class BlockKernels(Protocol):
     def attend(self, made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, form: HeadForm) -> Tensor:
         """Attention of `nodes`, as `draft_layer.attend`."""
 
+    def attend_states(
+        self, rows: StateRows, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, form: StateForm
+    ) -> Tensor:
+        """Attention of `nodes` over latent states, as `draft_states.attend_states`."""
+
     def attends(self, form: HeadForm, key_size: int) -> bool:
         """Can it attend so, with keys of `key_size` numbers?"""
 
@@ -118,6 +125,11 @@ class ProcessorBlocks:
 
     def attend(self, made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, form: HeadForm) -> Tensor:
         return attend(made, turns, state, nodes, form)
+
+    def attend_states(
+        self, rows: StateRows, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, form: StateForm
+    ) -> Tensor:
+        return attend_states(rows, turns, state, nodes, form)
 
     def attends(self, form: HeadForm, key_size: int) -> bool:
         return True

@@ -60,6 +60,8 @@ class ResidualBlocks(Descriptor):
         ("factors", NUMBER),
         ("factor_rows", NUMBER),
         ("factor_columns", NUMBER),
+        # address of uint8 [count, columns, 24]: what float16 weights have beyond bfloat16 (`trailing`); 0: nothing
+        ("trailing", NUMBER),
     )
 
 
@@ -90,8 +92,9 @@ class DecodeRun(Descriptor):
     _fields_ = (
         ("taken", NUMBER),
         ("blocks", ResidualBlocks),
-        # address of bfloat16 [count, columns, 64]
+        # address of bfloat16 [count, columns, 64], or of float16 where `halves` is 1
         ("out", NUMBER),
+        ("halves", NUMBER),
     )
 
 
@@ -108,7 +111,8 @@ class ExactOperand(Descriptor):
         ("out", NUMBER),
         # bytes from the first number of a row that is given to the first that these blocks multiply
         ("given", NUMBER),
-        # bytes of a column of weights as they lie or are rebuilt: 256 (float32), or 128: float16 where `halves` is 1, or bfloat16
+        # bytes of a column of weights as they lie or are rebuilt: 256 (float32), or 128: float16 where `halves` is 1, or bfloat16,
+        # which may have `trailing` bits
         ("line", NUMBER),
         ("halves", NUMBER),
     )

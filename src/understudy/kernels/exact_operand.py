@@ -14,7 +14,7 @@ from .residual import Residual, described
 from .scaled_codes import ScaledCodes
 
 # the addresses of a `ResidualBlocks` that are in a part's own bytes
-MOVED = ("dense", "stream", "table", "exceptions", "factors")
+MOVED = ("dense", "stream", "table", "exceptions", "factors", "trailing")
 
 
 class Operand:
@@ -28,6 +28,8 @@ class Operand:
         self.group: int = described.group
         # the weights' type, and the bytes of a column of a block as it lies or is rebuilt
         self.dtype, self.line = dtype, line
+        # whether they lie as float16
+        self.halves = dtype == torch.float16 and plain != 0
         # address of plain weights; 0 where they are rebuilt
         self.weights = plain
         self.description = ctypes.addressof(described)
@@ -44,9 +46,9 @@ class Operand:
         return cls(shape, blocks.data_ptr(), blocks, dtype=blocks.dtype, line=BLOCK * blocks.dtype.itemsize)
 
     @classmethod
-    def packed(cls, residual: Residual, codes: Tensor, scales: Tensor) -> "Operand":
-        """The weights that `residual` and `codes` [nb, K, 8 * bits] with their `scales` stand for."""
-        return cls(described(residual, codes, scales), 0, residual, codes, scales)
+    def packed(cls, residual: Residual, codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16) -> "Operand":
+        """The weights, of the type `dtype`, that `residual` and `codes` [nb, K, 8 * bits] with their `scales` stand for."""
+        return cls(described(residual, codes, scales), 0, residual, codes, scales, dtype=dtype)
 
     @classmethod
     def fours(cls, codes: Tensor, exponents: Tensor) -> "Operand":

@@ -77,7 +77,7 @@ class BlockProduct:
         self.end = max(first + op.blocks for op, first in operands)
         self._described = (ExactOperand * len(operands))(
             *[
-                ExactOperand(op.description, op.weights, first * BLOCK * self._itemsize, 0, op.line, op.dtype == torch.float16)
+                ExactOperand(op.description, op.weights, first * BLOCK * self._itemsize, 0, op.line, op.halves)
                 for op, first in operands
             ]
         )

@@ -52,9 +52,15 @@ class _FloatDot(ColumnsDot):
 def halves_widened(code: Code, values: Any) -> Any:
     """Numbers with the bits `values`, float16, as float32. NaN stays NaN, of any bits."""
     b, count = code.b, values.type.count
-    floats, words = Vector(FLOAT, count), Vector(WORD, count)
     if has("f16c") or has("neon"):
-        return b.fpext(b.bitcast(values, Vector(ir.HalfType(), count)), floats)
+        return b.fpext(b.bitcast(values, Vector(ir.HalfType(), count)), Vector(FLOAT, count))
+    return b.bitcast(words_of_halves(code, values), Vector(FLOAT, count))
+
+
+def words_of_halves(code: Code, values: Any) -> Any:
+    """The bits of float32 of numbers with the bits `values`, float16: of NaN those behind the point too."""
+    b, count = code.b, values.type.count
+    floats, words = Vector(FLOAT, count), Vector(WORD, count)
     wide = b.zext(values, words)
     shifted = b.shl(b.and_(wide, code.all(words, 0x7FFF)), code.all(words, 13))
     sign = b.shl(b.and_(wide, code.all(words, 0x8000)), code.all(words, 16))
@@ -65,7 +71,7 @@ def halves_widened(code: Code, values: Any) -> Any:
     endless = b.icmp_unsigned(">=", shifted, code.all(words, 0x7C00 << 13))
     tiny = b.icmp_unsigned("<", shifted, code.all(words, 0x0400 << 13))
     made = b.select(endless, b.add(shifted, code.all(words, 224 << 23)), b.select(tiny, small, usual))
-    return b.bitcast(b.or_(made, sign), floats)
+    return b.or_(made, sign)
 
 
 def _laying(widen: Any) -> Any:

@@ -12,6 +12,7 @@ from .float_dot import LINE, MOST, float_dot, give_floats, lay_brains, lay_halve
 from .residual import rebuild
 from .taken_blocks import adding_rows, taken
 from .team import float32_at
+from .trailing import PITCH, lay_joined
 
 carray: Any = numpy_support.carray
 _add = adding_rows("float32", MOST, *map(float_dot, (1, 2, 4, MOST)))
@@ -54,7 +55,11 @@ def _make(operand: Any, b: int, k: int, width: int, laid: int, rebuilt: int) -> 
             rebuild(blocks, b, g, source + (g * group - k) * line)
     if line == LINE:
         return source
-    if operand.halves != 0:
+    if blocks.trailing != 0:
+        trailing = blocks.trailing + (b * blocks.columns + k) * PITCH
+        for column in range(width):
+            lay_joined(source + column * line, trailing + column * PITCH, laid + column * LINE)
+    elif operand.halves != 0:
         for column in range(width):
             lay_halves(source + column * line, laid + column * LINE)
     else:

@@ -25,6 +25,7 @@ from .fours import read_fours
 from .residual_bits import tile_reader, tile_writer
 from .scaled_fours import read_halved, read_halves, read_scaled
 from .team import take, uint16_at, uint32_at
+from .trailing import PITCH, apart, narrow_columns
 from .vector import LONG, Code, prefetch
 
 # weights below which other threads are not worth waking
@@ -51,6 +52,8 @@ class Residual:
     table: Tensor
     # uint16 [exceptions, 2]: the place in the tile (64 * column + row), and the weight's bits
     exceptions: Tensor
+    # uint8 [nb, K, 24]: what float16 weights have beyond bfloat16 (`trailing`), which all else is of; None: nothing
+    trailing: Tensor | None = None
 
 
 def tile_columns(columns: int, groups: int, bits: int) -> int:
@@ -62,8 +65,9 @@ def tile_columns(columns: int, groups: int, bits: int) -> int:
 
 
 def encode(blocks: Tensor, codes: Tensor, scales: Tensor) -> Residual:
-    """The residual of bfloat16 `blocks` [nb, K, 64] beside `codes` [nb, K, 8 * bits] and `scales` [groups, nb * 64,
+    """The residual of bfloat16 or float16 `blocks` [nb, K, 64] beside `codes` [nb, K, 8 * bits] and `scales` [groups, nb * 64,
     2]."""
+    blocks, trailing = apart(blocks) if blocks.dtype == torch.float16 else (blocks, None)
     count, columns, _ = blocks.shape
     width = codes.shape[2] // 8
     dense = torch.zeros(count * columns * 8 * DENSE[width], dtype=torch.uint8)
@@ -79,18 +83,18 @@ def encode(blocks: Tensor, codes: Tensor, scales: Tensor) -> Residual:
     exceptions = torch.zeros((int(table[-1, 1]), 2), dtype=torch.uint16)
     list_exceptions(bits(blocks.contiguous()), odd.numpy(), tile, exceptions.numpy())
     used = -(-int(table[-1, 0]) // 8) + SLACK
-    return Residual(dense, stream[:used], table.to(torch.uint32), exceptions)
+    return Residual(dense, stream[:used], table.to(torch.uint32), exceptions, trailing)
 
 
 def decode(residual: Residual, codes: Tensor, scales: Tensor, out: Tensor) -> None:
-    """Write the exact blocks into `out`, bfloat16 [nb, K, 64], on all of torch's threads."""
+    """Write the exact blocks into `out` [nb, K, 64], of the weights' type, on all of torch's threads."""
     decode_described(described(residual, codes, scales), out)
 
 
 def decode_described(blocks: ResidualBlocks, out: Tensor) -> None:
     """`decode` of blocks that were described."""
     assert out.is_contiguous()
-    run = DecodeRun(blocks=blocks, out=out.data_ptr())
+    run = DecodeRun(blocks=blocks, out=out.data_ptr(), halves=out.dtype == torch.float16)
     team.run(_entry(), run, small=out.numel() < SMALL)
 
 
@@ -115,6 +119,7 @@ def described(residual: Residual, codes: Tensor, scales: Tensor) -> ResidualBloc
         table=residual.table.data_ptr(),
         exceptions=residual.exceptions.data_ptr(),
         bits=width // 8,
+        trailing=0 if residual.trailing is None else residual.trailing.data_ptr(),
     )
 
 
@@ -133,7 +138,11 @@ def _work(argument: Any) -> None:
         if b >= blocks.count:
             break
         for g in range(blocks.columns // blocks.group):
-            rebuild(blocks, b, g, run.out + (b * blocks.columns + g * blocks.group) * 128)
+            first = b * blocks.columns + g * blocks.group
+            rebuild(blocks, b, g, run.out + first * 128)
+            if run.halves != 0:
+                trailing = 0 if blocks.trailing == 0 else blocks.trailing + first * PITCH
+                narrow_columns(run.out + first * 128, trailing, blocks.group)
 
 
 @intrinsic
@@ -157,7 +166,8 @@ _read_by: Any = _call
 
 @compiled
 def rebuild(blocks: Any, b: int, g: int, out: int) -> None:
-    """Group g of block b of `blocks` (`ResidualBlocks`): bfloat16 [group, 64] at the address `out`; where `bits` are 7, float32."""
+    """Group g of block b of `blocks` (`ResidualBlocks`): bfloat16 [group, 64] at the address `out`, of float16 weights what they
+    are without `trailing` bits; where `bits` are 7, float32."""
     columns, group, bits = blocks.columns, blocks.group, blocks.bits
     groups = columns // group
     if bits == 0:

@@ -112,10 +112,11 @@ def _quantise(dtype: torch.dtype) -> None:
 
 
 def _encode(dtype: torch.dtype) -> None:
-    if dtype == torch.bfloat16:
-        blocks, substitute = block(_weight(dtype)), quantizer("int4").quantize(_weight(dtype))
-        data = codec("delta").encode(blocks, substitute)
-        codec("delta").decode(Encoded(data, blocks.shape[0], blocks.shape[1], dtype, substitute))
+    # What computes in float32 has float16 weights, or none that are encoded so.
+    weight = _weight(torch.bfloat16 if dtype == torch.bfloat16 else torch.float16)
+    blocks, substitute = block(weight), quantizer("int4").quantize(weight)
+    data = codec("delta").encode(blocks, substitute)
+    codec("delta").decode(Encoded(data, blocks.shape[0], blocks.shape[1], weight.dtype, substitute))
 
 
 def _multiply(dtype: torch.dtype) -> None:

@@ -129,3 +129,33 @@ def test_a_node_has_the_same_bits_in_a_tree_in_a_chain_and_alone(
     chain = Nodes.of(TokenTree.chain([1] * len(path)), 0, length)
     assert torch.equal(in_tree, attend(query[path], straight, chain, spec))
     assert torch.equal(in_tree[-1:], attend(query[node : node + 1], state, nodes[node : node + 1], spec))
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    trees(8), st.integers(0, 130), st.sampled_from([(3, 40, 8), (20, 64, 24), (17, 16, 0)]), st.sampled_from([0, 30]),
+    st.booleans(), st.sampled_from([torch.float32, torch.bfloat16]),
+)  # fmt: skip
+def test_latent_states_are_keys_whose_first_numbers_are_values(
+    tree: TokenTree, length: int, sizes: tuple[int, int, int], window: int, sinks: bool, dtype: torch.dtype
+) -> None:
+    """More heads than go through them together, too; each node has the bits that it has alone."""
+    heads, rank, turned = sizes
+    torch.manual_seed(length)
+    state = FullState(LayerShape(1, rank + turned, rank, latent=True), 2, 256, dtype, "cpu")
+    state.keys.normal_()
+    state.keys[1, :, length + len(tree) :] = torch.nan
+    nodes = Nodes.join([Nodes.of(tree, 1, length), Nodes.of(TokenTree.chain([1] * 2), 0, 61)])
+    query = torch.randn(len(nodes), heads, rank + turned).to(dtype)
+    spec = AttentionSpec(0.15, window, 4.0, 2 * torch.randn(heads).to(dtype) if sinks else None)
+    keys = state.keys.to(DEVICE)
+    on = replace(spec, sinks=None if spec.sinks is None else spec.sinks.to(DEVICE))
+
+    def found(which: slice) -> Tensor:
+        there = nodes[which].to(DEVICE)
+        return attention.attend(query[which].to(DEVICE), keys, keys[..., :rank], there, on).cpu()
+
+    together, exact = found(slice(None)), reference(query, state, nodes, spec)
+    assert (together.double() - exact).norm() / exact.norm() < (5e-3 if dtype == torch.bfloat16 else 2e-6)
+    last = len(tree) - 1
+    assert torch.equal(found(slice(last, last + 1)), together[last : last + 1])

@@ -20,12 +20,19 @@ SIZES = {"linear_value_head_dim": 32}
 
 
 @pytest.mark.parametrize(
-    ("family", "parts"), [("qwen3_5_text", FusedParts(4)), ("qwen3_next", FusedParts(0, 4, 4, 4)), ("qwen3_5", FusedParts(4))]
+    ("family", "dtype", "parts"),
+    [
+        ("qwen3_5_text", torch.float32, FusedParts(4)),
+        ("qwen3_5_text", torch.bfloat16, FusedParts(4)),
+        ("qwen3_next", torch.float32, FusedParts(0, 4, 4, 4)),
+        ("qwen3_next", torch.bfloat16, FusedParts(0, 4, 4, 4)),
+        # as published, in a wrapper
+        ("qwen3_5", torch.bfloat16, FusedParts(4)),
+    ],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
 def test_layers_of_the_delta_rule_draft_in_fewer_steps_and_the_text_is_the_plain_one(
-    family: str, parts: FusedParts, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, dtype: torch.dtype, parts: FusedParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, family, dtype, **SIZES)
     calls, run = [], FusedDelta.__call__
@@ -34,7 +41,7 @@ def test_layers_of_the_delta_rule_draft_in_fewer_steps_and_the_text_is_the_plain
     for method in ("none", "substitute"):
         with LLM(tmp_path, memory="1GiB", context=160, rows=1, method=method) as llm:
             for temperature in (0.0, 0.7):
-                params = SamplingParams(max_new_tokens=90, ignore_eos=True, temperature=temperature, seed=1)
+                params = SamplingParams(max_new_tokens=72, ignore_eos=True, temperature=temperature, seed=1)
                 before = len(calls)
                 texts.append(llm.generate([TEXT], params)[0].token_ids)
                 # beyond 64 tokens a state is read that was folded from records

@@ -42,8 +42,7 @@ def test_blocks_draft_the_same_in_fewer_steps(family: str, options: dict[str, An
         model = llm.model
         assert model.fused == FusedParts(3)
         ours = parts_of(llm)
-        heads = model.config.num_attention_heads
-        assert len(ours) == 3 and {one.shares for one in ours} == {max(heads // 8, 1)}
+        assert len(ours) == 3 and {one.form.rank for one in ours} == {model.config.kv_lora_rank}
         nodes = Nodes.join([Nodes.of(TokenTree.chain(TEXT), 0, 0), Nodes.of(TokenTree.of(TEXT[:5], [-1, 0, 0, 1, 1]), 1, 0)])
         drafted = model.draft(nodes)
         kept = [state.keys.clone() for state in model.cache.layers]

@@ -13,6 +13,7 @@ from tests.tiny import generated, opened, save, values_of
 from understudy import SamplingParams
 from understudy.cache import Cache
 from understudy.devices import DEVICES
+from understudy.drafters.search import SearchDrafter
 from understudy.errors import CheckpointError, UsageError
 from understudy.kernels.attention import ALL
 from understudy.kernels.chosen_keys import IndexQuery
@@ -166,10 +167,14 @@ def test_long_texts_are_those_of_transformers_in_every_way(family: str, tmp_path
 @pytest.mark.parametrize("family", FAMILIES[:2])
 def test_a_device_chooses_too(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
-    model = save(tmp_path, family)
+    # the kernels' interpreter is slow
+    monkeypatch.setattr(SearchDrafter, "warm", lambda self: None)
+    model, prompt = save(tmp_path, family), PROMPT[:20]
+    # more tokens than a layer looks at
+    assert len(prompt) > values_of(family)["index_topk"]
     with opened(tmp_path, device="fake") as llm:
-        done = llm.generate(PROMPT, SamplingParams(max_new_tokens=30, ignore_eos=True))[0]
-    assert done.token_ids == generated(model, PROMPT, 30) and done.stats.accepted > 0
+        done = llm.generate(prompt, SamplingParams(max_new_tokens=6, ignore_eos=True))[0]
+    assert done.token_ids == generated(model, prompt, 6) and done.stats.accepted > 0
 
 
 def test_an_index_goes_where_its_keys_go() -> None:

@@ -10,6 +10,7 @@ from tests.tiny import generated, save, stock
 from understudy import LLM, SamplingParams
 from understudy.devices.processor import Processor
 from understudy.errors import CheckpointError
+from understudy.kernels.head_products import HeadProduct
 from understudy.layer_states import FullState
 from understudy.models.stock.latent import HEADS, LatentHeads, attend_over_states
 from understudy.models.stock.shape import ModelShape, keeps_states
@@ -27,7 +28,7 @@ def test_heads_over_states_give_what_heads_over_keys_and_values_give() -> None:
     heads, plain, turned, value, rank, tokens = 3, 16, 8, 12, 40, 30
     weight, states = torch.randn(heads * (plain + value), rank), torch.randn(tokens, rank)
     query, further = torch.randn(tokens, heads, plain + turned), torch.randn(tokens, turned)
-    ours = LatentHeads.of(weight, plain, value)
+    ours = LatentHeads.of(weight, plain, value, HeadProduct)
     wide = (states @ weight.T).view(tokens, heads, plain + value)
     keys = torch.cat((wide[..., :plain], further[:, None].expand(-1, heads, -1)), -1)
     scores = torch.einsum("nhc,mhc->hnm", query, keys).softmax(-1)
@@ -49,7 +50,7 @@ def test_stock_attention_hands_on_states() -> None:
         weight: torch.Tensor = model.get_parameter(f"{path}.weight").data
         return weight
 
-    attend_over_states(model, weight_of)
+    attend_over_states(model, weight_of, HeadProduct)
     assert asked == [f"model.layers.{layer}.self_attn.kv_b_proj" for layer in range(len(model.model.layers))]
     states, turned = torch.randn(1, 1, 5, 40), torch.randn(1, 1, 5, 8)
     key, value = attention.expand_kv(states, turned)
@@ -84,10 +85,10 @@ def test_eight_bits_of_a_state_are_refused(tmp_path: Path) -> None:
     assert ModelShape.of(stock("minicpm3").config, small=True).layers[0].small, "keys and values may have them"
 
 
-def test_only_a_single_processor_attends_over_states() -> None:
+def test_only_a_single_device_that_can_attends_over_states() -> None:
     one = Processor(threads=1)
     assert keeps_states([one]) and not keeps_states([one, one])
-    one.own_memory = True  # type: ignore[misc]
+    one.attends_over_states = False  # type: ignore[misc]
     assert not keeps_states([one])
 
 

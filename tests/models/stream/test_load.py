@@ -1,5 +1,6 @@
 """What stays in fast memory is read whole and right, by whatever way the device takes it; damage is found."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,10 @@ from understudy.weights.store import Store
 SETTINGS = ReadSettings(block=4096, threads=2)
 
 
-def prepared(tmp_path: Path, codec: str = "raw") -> Store:
-    checkpoint = Checkpoint.open(write(tmp_path / "model", tensors()))
+def prepared(tmp_path: Path, codec: str = "raw", changes: Mapping[str, torch.dtype] | None = None) -> Store:
+    """`changes`: types of some tensors in the place of their own."""
+    made = {name: tensor.to((changes or {}).get(name, tensor.dtype)) for name, tensor in tensors().items()}
+    checkpoint = Checkpoint.open(write(tmp_path / "model", made))
     return prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(codec=codec))
 
 
@@ -96,17 +99,36 @@ def test_extents_are_whole_pages_around_what_is_stored(tmp_path: Path) -> None:
         assert place.nbytes == stored.lead + stored.nbytes
 
 
-def test_a_device_that_decodes_wrongly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("triton")
-    from understudy.kernels.gpu import residual
-
-    store = prepared(tmp_path, "delta")
-    device = FakeDevice()
+def held_on(device: FakeDevice, store: Store) -> list[ExactLinear]:
+    """All Linears of a Store with their copies on a device."""
     linears = []
     for entry in store.linears.values():
         copy = read_all(store, list(entry.substitute.values()), SETTINGS, device)
         held = dict(zip(entry.substitute, copy, strict=True))
         linears.append(ExactLinear(entry, quantizer(entry.quantizer), held, device.arena(largest([entry])), device))
+    return linears
+
+
+def test_each_type_of_weights_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of float16 among those of bfloat16 has a kernel more."""
+    pytest.importorskip("triton")
+    from understudy.kernels.gpu import trailing
+
+    store = prepared(tmp_path, "delta", {"layers.1.down.weight": torch.float16})
+    linears = held_on(FakeDevice(), store)
+    assert {linear.entry.dtype for linear in linears if linear.codec.name == "delta"} == {torch.bfloat16, torch.float16}
+    refuse_wrong_decoding(store, linears, SETTINGS)
+    monkeypatch.setattr(trailing, "narrow", lambda *given: given[3])
+    with pytest.raises(UsageError, match=r"other weights than were prepared \(layers\.1\.down, stored as delta"):
+        refuse_wrong_decoding(store, linears, SETTINGS)
+
+
+def test_a_device_that_decodes_wrongly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from understudy.kernels.gpu import residual
+
+    store = prepared(tmp_path, "delta")
+    linears = held_on(FakeDevice(), store)
     assert any(linear.codec.name == "delta" for linear in linears)
     refuse_wrong_decoding(store, linears, SETTINGS)
     decode = residual.decode

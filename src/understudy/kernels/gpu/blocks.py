@@ -13,9 +13,11 @@ from ..blocks import ChainedBlocks, ChannelParts, DeltaRule, JoinedProduct, Mixe
 from ..draft_chain import BlockParts
 from ..head_form import HeadForm
 from ..join_form import GateKind, JoinForm, apart
+from ..state_form import StateForm, StateRows
 from .delta_layer import mix_delta
 from .draft_layer import LayerAttention, suits
 from .draft_product import MOST_JOINED, GroupedProduct, JoinedGrouped
+from .draft_states import StateAttention
 
 
 class TritonBlocks:
@@ -23,6 +25,7 @@ class TritonBlocks:
 
     def __init__(self, where: str) -> None:
         self._attention = LayerAttention(where)
+        self._attention_over_states = StateAttention(where)
         self._where = where
 
     def join(self, products: Sequence[Callable[[Tensor], Tensor]], form: JoinForm) -> JoinedProduct | None:
@@ -36,6 +39,11 @@ class TritonBlocks:
 
     def attend(self, made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, form: HeadForm) -> Tensor:
         return self._attention(made, turns, state, nodes, form)
+
+    def attend_states(
+        self, rows: StateRows, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, form: StateForm
+    ) -> Tensor:
+        return self._attention_over_states(rows, turns, state, nodes, form)
 
     def attends(self, form: HeadForm, key_size: int) -> bool:
         """Norms of all heads of a node together would be known to none of its programs."""

@@ -16,7 +16,7 @@ from ...layer_states import FullState
 from ...tree import Nodes
 from ..head_form import HeadForm, Made
 from . import INTERPRETED
-from .attention import _block, _dot, _tanh
+from .attention import _tanh, key_sizes, through
 from .draft_product import running
 from .turned_heads import kept, put_all, turned_rows
 
@@ -45,25 +45,25 @@ class LayerAttention:
         spec = form.spec
         assert suits(nodes) and made.is_contiguous()
         keys, values = state.keys, state.values
-        assert keys.is_contiguous() and values.is_contiguous()
         count, kv_heads, places = len(made), keys.shape[1], keys.shape[2]
         dim, size = keys.shape[3], values.shape[3]
         heads = form.heads(made.shape[1], kv_heads, dim, size)
         cosines, sines = (turn.contiguous() for turn in turns)
-        wide, wide_value = (max(16, triton.next_power_of_2(numbers)) for numbers in (dim, size))
         query, key = (cosines, cosines) if form.norms is None else (norm.weight for norm in form.norms)
         epsilon, turned = form.norms[0].epsilon if form.norms else 0.0, form.turned(cosines.shape[1])
         norms = query, key, epsilon, form.value_epsilon or 0.0
         given = (made, cosines, sines, *norms, keys, values, nodes.rows, nodes.slots, nodes.positions)
-        sizes = {
-            "KV": kv_heads, "GROUP": heads // kv_heads, "DIM": dim, "D": wide, "SIZE": size, "S": wide_value,
+        of_keys = key_sizes(keys, values)
+        assert not of_keys["INSIDE"], "latent states are attended to by `draft_states`"
+        sizes = {name: of_keys[name] for name in ("DIM", "D", "SIZE", "S")} | {
+            "KV": kv_heads, "GROUP": heads // kv_heads,
             "NORM": form.norms is not None, "ANGLES": cosines.shape[1], "TURNED": turned, "ORDER": form.turn.order,
             "FIRST": dim - turned if form.last else 0, "WHOLE": made.shape[1], "VALUES": form.made is Made.ALL,
             "VALUE_NORM": form.value_epsilon is not None,
         }  # fmt: skip
         shares = shared_out(count * kv_heads, places, running(made.device, BUSY))
         tile = max(16, triton.next_power_of_2(heads // kv_heads))
-        scratch = torch.empty(count * kv_heads * shares * tile * (wide_value + 2), dtype=torch.float32, device=made.device)
+        scratch = scratch_of(count * kv_heads * shares, tile, of_keys["S"], made.device)
         out = made.new_empty(count, heads * size)
         narrow = made.dtype == keys.dtype == torch.bfloat16
         held = form.made is Made.QUERIES
@@ -72,7 +72,7 @@ class LayerAttention:
         _attend[(count, kv_heads, shares)](
             *given, nodes.prefix, nodes.tail.contiguous(), cosines if form.sinks is None else form.sinks, out, scratch,
             self.counters, nodes.tail.shape[1], places, spec.scaling, spec.softcap, spec.window,
-            **sizes, M=tile, BLOCK=_block(max(wide, wide_value) * keys.element_size()), SHARES=shares, WORTH=WORTH,
+            **sizes, M=tile, BLOCK=of_keys["BLOCK"], SHARES=shares, WORTH=WORTH,
             WINDOWED=spec.window > 0, SINKS=form.sinks is not None, CAPPED=spec.softcap > 0, HELD=held, NARROW=narrow,
             WIDE=INTERPRETED or not narrow, num_warps=4, num_stages=2 if narrow else 1, enable_fp_fusion=True,
         )  # fmt: skip
@@ -94,6 +94,11 @@ def shared_out(pairs: int, places: int, room: int) -> int:
     run at once. It depends on shapes alone: how many of them have something to do is for each program to see."""
     most = min(MOST_SHARES, max(1, room // pairs), max(1, places // WORTH)) if pairs <= PAIRS else 1
     return 1 << most.bit_length() - 1
+
+
+def scratch_of(programs: int, tile: int, wide: int, device: torch.device) -> Tensor:
+    """Room for what `programs` find: sums [tile, wide], and the highest score and the total of each."""
+    return torch.empty(programs * tile * (wide + 2), dtype=torch.float32, device=device)
 
 
 @triton.jit(do_not_specialize=["width", "places", "window"])
@@ -120,7 +125,7 @@ def _attend(
         slab = (tl.load(rows + node) * KV + head) * places
         g, d = tl.arange(0, M), tl.arange(0, S)
         query = turned_rows(
-            made, cosines, sines, query_norm, epsilon, node, head * GROUP + g, WHOLE, g < GROUP, DIM, D, NORM, ANGLES,
+            made, cosines, sines, query_norm, epsilon, node, head * GROUP + g, WHOLE, g < GROUP, DIM, DIM, D, NORM, ANGLES,
             TURNED, ORDER, FIRST,
         ).to(made.dtype.element_ty)
         top = tl.full([M], -float("inf"), tl.float32)
@@ -137,64 +142,44 @@ def _attend(
                 top = softcap * _tanh(top / softcap)
             total = tl.full([M], 1.0, tl.float32)
             sums += value.to(tl.float32)[None, :]
-        top, total, sums = _through(
-            query, keys, values, tail, top, total, sums, node, slab, begin, end, prefix, width, places, scaling,
-            softcap, M, DIM, D, SIZE, S, BLOCK, CAPPED, NARROW, WIDE,
+        top, total, sums = through(
+            query, query, keys, values, tail, top, total, sums, node, slab, begin, begin, end, prefix, width, places, scaling,
+            softcap, DIM, D, SIZE, S, 0, False, BLOCK, CAPPED, NARROW, False, WIDE,
         )  # fmt: skip
         lines = (node * KV + head) * GROUP + g
         held = (g < GROUP)[:, None] & (d < SIZE)[None, :]
-        into = out + lines[:, None] * SIZE + d[None, :]
         # no value comes of a sink, but it is one more score
         sink = tl.full([M], -float("inf"), tl.float32)
         if SINKS:
             sink = tl.load(sinks + head * GROUP + g, g < GROUP, other=-float("inf"))
-        if shares == 1:
-            total += tl.exp(sink - top)
-            tl.store(into, (sums / total[:, None]).to(out.dtype.element_ty), held)
-        else:
-            pair = node * KV + head
-            mine = scratch + (pair * SHARES + share) * (M * (S + 2))
-            tl.store(mine + g[:, None] * S + d[None, :], sums)
-            tl.store(mine + M * S + g, top)
-            tl.store(mine + M * S + M + g, total)
-            # all of it must be written before this program says so
-            tl.debug_barrier()
-            if tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu") == shares - 1:
-                joined = _joined(scratch + pair * SHARES * (M * (S + 2)), shares, sink, M, S)
-                tl.store(into, joined.to(out.dtype.element_ty), held)
-                tl.store(counters + pair, 0)
+        hand_in(
+            out + lines[:, None] * SIZE + d[None, :], held, scratch, counters, node * KV + head, share, shares, top, total, sums,
+            sink, M, S, SHARES,
+        )  # fmt: skip
 
 
 @triton.jit
-def _through(
-    query, keys, values, tail, top, total, sums, node, slab, begin, end, prefix, width, places, scaling,
-    softcap, M: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr,
-    CAPPED: tl.constexpr, NARROW: tl.constexpr, WIDE: tl.constexpr,
+def hand_in(
+    into, held, scratch, counters, pair, share, shares, top, total, sums, sink,
+    M: tl.constexpr, S: tl.constexpr, SHARES: tl.constexpr,
 ):  # fmt: skip
-    """Go through positions `begin` to `end` that `node` sees, in blocks: the running softmax of M queries."""
-    c, d = tl.arange(0, D), tl.arange(0, S)
-    for start in range(begin, end, BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        seen = place < end
-        beyond = place >= prefix
-        slot = tl.where(beyond, tl.load(tail + node * width + place - prefix, seen & beyond, other=0), place) % places
-        line = slab + slot[:, None]
-        k = tl.load(keys + line * DIM + c[None, :], seen[:, None] & (c[None, :] < DIM), other=0)
-        v = tl.load(values + line * SIZE + d[None, :], seen[:, None] & (d[None, :] < SIZE), other=0)
-        scores = _dot(query, tl.trans(k), WIDE) * scaling
-        if CAPPED:
-            scores = softcap * _tanh(scores / softcap)
-        scores = tl.where(seen[None, :], scores, -float("inf"))
-        highest = tl.maximum(top, tl.max(scores, 1))
-        fade = tl.exp(top - highest)
-        weights = tl.exp(scores - highest[:, None])
-        total = total * fade + tl.sum(weights, 1)
-        if NARROW:
-            sums = sums * fade[:, None] + _dot(weights.to(tl.bfloat16), v, WIDE)
-        else:
-            sums = sums * fade[:, None] + _dot(weights, v, WIDE)
-        top = highest
-    return top, total, sums
+    """What one of `shares` programs found for a `pair` of a node and a head; the one that is done last writes what all of them did,
+    `into` what is `held`."""
+    g, d = tl.arange(0, M), tl.arange(0, S)
+    if shares == 1:
+        total += tl.exp(sink - top)
+        tl.store(into, (sums / total[:, None]).to(into.dtype.element_ty), held)
+    else:
+        mine = scratch + (pair * SHARES + share) * (M * (S + 2))
+        tl.store(mine + g[:, None] * S + d[None, :], sums)
+        tl.store(mine + M * S + g, top)
+        tl.store(mine + M * S + M + g, total)
+        # all of it must be written before this program says so
+        tl.debug_barrier()
+        if tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu") == shares - 1:
+            joined = _joined(scratch + pair * SHARES * (M * (S + 2)), shares, sink, M, S)
+            tl.store(into, joined.to(into.dtype.element_ty), held)
+            tl.store(counters + pair, 0)
 
 
 @triton.jit

@@ -89,13 +89,19 @@ def _multiply_routed(
 
 def multiply_whole(x: Tensor, weight: Tensor) -> Tensor:
     """x [n, K] times a `weight` [N, K] that lies as torch has it, of any N: [n, N], sums in float32."""
-    (count, columns), outputs = x.shape, len(weight)
-    x, weight = x.contiguous(), weight.contiguous()
-    out = x.new_empty(count, outputs)
+    return multiply_heads(x[:, None], weight[None])[:, 0]
+
+
+def multiply_heads(x: Tensor, weights: Tensor) -> Tensor:
+    """x [n, heads, K], each head times its own of `weights` [heads, N, K] that lie as torch has them: [n, heads, N], sums in
+    float32. Heads of x may be apart."""
+    (count, heads, columns), outputs = x.shape, weights.shape[1]
+    x, weights = x if x.stride(2) == 1 else x.contiguous(), weights.contiguous()
+    out = x.new_empty(count, heads, outputs)
     single = x.dtype == torch.float32
     height, step = (HEIGHT_FLOAT32, STEP_FLOAT32) if single else (HEIGHT, STEP)
-    _multiply_whole[(triton.cdiv(outputs, BLOCK), triton.cdiv(count, height))](
-        x, weight, out, count, outputs, columns, HEIGHT=height, STEP=step, WIDE=INTERPRETED or single,
+    _multiply_whole[(triton.cdiv(outputs, BLOCK), triton.cdiv(count, height), heads)](
+        x, weights, out, count, outputs, columns, x.stride(0), x.stride(1), HEIGHT=height, STEP=step, WIDE=INTERPRETED or single,
         num_warps=4, num_stages=3, enable_fp_fusion=True,
     )  # fmt: skip
     return out
@@ -103,22 +109,25 @@ def multiply_whole(x: Tensor, weight: Tensor) -> Tensor:
 
 @triton.jit(do_not_specialize=["count"])
 def _multiply_whole(
-    x, weight, out, count, outputs, columns, HEIGHT: tl.constexpr, STEP: tl.constexpr, WIDE: tl.constexpr
+    x, weights, out, count, outputs, columns, x_line, x_head, HEIGHT: tl.constexpr, STEP: tl.constexpr, WIDE: tl.constexpr
 ):  # fmt: skip
-    """Some rows and 64 outputs."""
+    """Some rows and 64 outputs of one head."""
+    head, heads = tl.program_id(2).to(tl.int64), tl.num_programs(2)
     row = (tl.program_id(1) * HEIGHT + tl.arange(0, HEIGHT)).to(tl.int64)
     side, k = tl.program_id(0) * 64 + tl.arange(0, 64), tl.arange(0, STEP)
     there, known = row[:, None] < count, side[None, :] < outputs
+    given, weight = x + head * x_head + row[:, None] * x_line, weights + (head * outputs + side[None, :]) * columns
     total = tl.zeros([HEIGHT, 64], tl.float32)
     for first in range(0, columns, STEP):
         column = first + k
-        part = tl.load(x + row[:, None] * columns + column[None, :], there & (column < columns)[None, :], other=0)
-        near = tl.load(weight + side[None, :] * columns + column[:, None], known & (column < columns)[:, None], other=0)
+        part = tl.load(given + column[None, :], there & (column < columns)[None, :], other=0)
+        near = tl.load(weight + column[:, None], known & (column < columns)[:, None], other=0)
         if WIDE:
             total = tl.dot(part.to(tl.float32), near.to(tl.float32), total, input_precision="ieee")
         else:
             total = tl.dot(part, near.to(part.dtype), total)
-    tl.store(out + row[:, None] * outputs + side[None, :], total.to(out.dtype.element_ty), there & known)
+    into = out + (row[:, None] * heads + head) * outputs + side[None, :]
+    tl.store(into, total.to(out.dtype.element_ty), there & known)
 
 
 @triton.jit

@@ -7,12 +7,12 @@ import triton.language as tl
 
 @triton.jit
 def turned_rows(
-    made, cosines, sines, norm, epsilon, node, heads, whole, mask,
+    made, cosines, sines, norm, epsilon, node, heads, whole, mask, EACH: tl.constexpr,
     DIM: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr, ANGLES: tl.constexpr, TURNED: tl.constexpr, ORDER: tl.constexpr,
     FIRST: tl.constexpr,
 ):  # fmt: skip
-    """Queries or keys of `node`, numbers `heads` [M] of its line of `whole` numbers, normed and turned by its position: [M, D]
-    float32."""
+    """Queries or keys of `node`, of DIM numbers, normed and turned by its position: [M, D] float32. They are numbers `heads` [M] of
+    those of EACH numbers in its line of `whole`, or the beginnings of these."""
     c = tl.arange(0, D)
     held = mask[:, None] & (c < DIM)[None, :]
     half: tl.constexpr = TURNED // 2
@@ -30,7 +30,7 @@ def turned_rows(
         own = FIRST + 2 * angle + second.to(tl.int32)
         other = FIRST + 2 * angle + 1 - second.to(tl.int32)
     own, other = tl.where(inside, own, c), tl.where(inside, other, c)
-    line = made + node * whole + heads[:, None] * DIM
+    line = made + node * whole + heads[:, None] * EACH
     straight = tl.load(line + own[None, :], held, other=0).to(tl.float32)
     across = tl.load(line + other[None, :], held, other=0).to(tl.float32)
     if NORM:
@@ -52,7 +52,7 @@ def _own(
     """The key [1, D], turned, and the value [S] of `node` for one head, as float32."""
     one = tl.arange(0, 1)
     key = turned_rows(
-        made, cosines, sines, key_norm, epsilon, node, KV * GROUP + head + one, WHOLE, one == 0, DIM, D, NORM, ANGLES, TURNED,
+        made, cosines, sines, key_norm, epsilon, node, KV * GROUP + head + one, WHOLE, one == 0, DIM, DIM, D, NORM, ANGLES, TURNED,
         ORDER, FIRST,
     )  # fmt: skip
     d = tl.arange(0, S)

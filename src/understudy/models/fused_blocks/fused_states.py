@@ -1,26 +1,22 @@
-"""Attention over latent states for levels of the draft, in fewer steps: a norm is part of the products after it, and one run turns
-queries and keys, keeps these in the cache, and attends (multi-head latent attention: DeepSeek-V2, arXiv 2405.04434)."""
+"""Attention over latent states for levels of the draft, in fewer steps: a norm is part of the products after it, and a device's
+kernels do what lies between the products (multi-head latent attention: DeepSeek-V2, arXiv 2405.04434)."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from ...kernels.blocks import BlockKernels, JoinedProduct
 from ...kernels.head_form import HeadForm
 from ...kernels.join_form import Norm
+from ...kernels.state_form import StateForm, StateRows
 from ...layer_states import FullState
 from ...small_keys import LINES
 from ..stock.latent import LatentHeads
 from .block_samples import Sample
 from .fused import LevelPass, keeps_alike
-
-# Heads of queries that go through the keys together at least, where they are shared out over threads.
-TOGETHER = 8
 
 
 @dataclass(frozen=True)
@@ -40,40 +36,22 @@ class FusedStates:
     layer: int
 
     @cached_property
-    def shares(self) -> int:
-        """How many runs of query heads there are, each of which attends as if it had keys of its own."""
-        count = self.states.asked.heads
-        return next(shares for shares in range(max(count // TOGETHER, 1), 0, -1) if count % shares == 0)
+    def form(self) -> StateForm:
+        return StateForm(self.heads, self.norm, self.states.asked)
 
     def __call__(self, x: Tensor, turns: tuple[Tensor, Tensor], level: LevelPass) -> Tensor:
         state = level.cache.layer(self.layer, self.heads.spec.window)
-        given = self._made(self.first(x)), (turns[0][0], turns[1][0]), self._shared(state), level.nodes_in(self.layer)
-        attended = self.kernels.attend(*given, self.heads)
+        given = self._made(self.first(x)), (turns[0][0], turns[1][0]), state, level.nodes_in(self.layer)
+        attended = self.kernels.attend_states(*given, self.form)
         widened = self.states.widened(attended.view(len(x), -1, self.states.rank))
         return self.output(widened.reshape(len(x), -1), x)
 
-    def _made(self, line: Tensor) -> Tensor:
-        """Queries of all heads, keys and values of each share, side by side, of what the first product made."""
-        states, rank, count, heads = self.states, self.states.rank, len(line), self.states.asked.heads
-        given, latent, turned = line[:, : self._given], line[:, self._given : self._given + rank], line[:, self._given + rank :]
-        latent = torch.rms_norm(latent.float(), (rank,), self.norm.weight, self.norm.epsilon)
-        query = (given if self.queries is None else self.queries(given.contiguous())).view(count, heads, -1)
-        size = rank + turned.shape[1]
-        made = line.new_empty((count, heads * size + self.shares * (size + rank)))
-        ends = heads * size, (heads + self.shares) * size
-        parts = zip(made.tensor_split(ends, 1), (size, size, rank), strict=True)
-        asked, keys, values = (part.view(count, -1, width) for part, width in parts)
-        asked[..., :rank] = states.asked(query[..., : states.plain])
-        asked[..., rank:] = query[..., states.plain :]
-        keys[..., :rank] = values[:] = latent[:, None]
-        keys[..., rank:] = turned[:, None]
-        return made
-
-    def _shared(self, state: FullState) -> FullState:
-        """`state` as if each share had a head of keys and values of its own, which all lie at the same place."""
-        seen = copy.copy(state)
-        seen.keys, seen.values = (slab.expand(-1, self.shares, -1, -1) for slab in (state.keys, state.values))
-        return seen
+    def _made(self, line: Tensor) -> StateRows:
+        """Of the `line` [n, ...] that the first product made."""
+        ends = self._given, self._given + self.states.rank
+        given, state, turned = line.tensor_split(ends, 1)
+        query = given if self.queries is None else self.queries(given.contiguous())
+        return StateRows(query.view(len(line), self.states.asked.heads, -1), state, turned)
 
     @property
     def _given(self) -> int:

@@ -172,8 +172,8 @@ def mixed_states(config: Any) -> int:
 
 
 def keeps_states(devices: Sequence[Device]) -> bool:
-    """Are latent states kept in the place of keys and values on these `devices`? Only a processor attends over them so far."""
-    return len(devices) == 1 and not devices[0].own_memory
+    """Are latent states kept in the place of keys and values on these `devices`? A single one attends over them so far."""
+    return len(devices) == 1 and devices[0].attends_over_states
 
 
 def _needs_all_bits(configs: Sequence[Any], latent: bool) -> str:

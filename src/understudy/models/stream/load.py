@@ -176,10 +176,10 @@ def refuse_wrong_decoding(store: Store, linears: Sequence[ExactLinear], settings
 
     Of each kind of stored weights that need such kernels, the smallest Linear is decoded and compared with its checksum; where a
     device has only some of its blocks, with what the host decodes."""
-    kinds: dict[tuple[str, str], ExactLinear] = {}
+    kinds: dict[tuple[str, str, torch.dtype], ExactLinear] = {}
     for linear in linears:
         if linear.device.own_memory and linear.codec.needs_triton and linear.entry.parts:
-            kind = (linear.codec.name, linear.quantizer.name)
+            kind = (linear.codec.name, linear.quantizer.name, linear.entry.dtype)
             kinds[kind] = min(kinds.get(kind, linear), linear, key=lambda one: one.entry.nbytes)
     for linear in kinds.values():
         wanted = linear.entry.checksum or _decoded_checksum(store, linear, settings, Processor(threads=1))

@@ -277,7 +277,7 @@ class Weights(PartStream):
                 own = self.take(numbers[path]) if path in numbers else module.get_parameter(f"{path}.weight").data
                 return own.to(dtype)
 
-            attend_over_states(module, weight_of)
+            attend_over_states(module, weight_of, self.device.head_product)
         for buffer in module.buffers():
             buffer.data = buffer.to(self.device.where)
 
