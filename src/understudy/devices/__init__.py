@@ -158,7 +158,7 @@ class Device(Protocol):
         other node."""
 
     def head_product(self, weights: Tensor) -> HeadRows:
-        """What multiplies rows by a matrix for each head, `weights` [heads, N, K]: each row for itself. It attends over states."""
+        """What multiplies rows [n, heads, K], each for itself, by `weights` [heads, N, K], where it attends over states."""
 
     def spilled_attention(self) -> SpilledAttention | None:
         """What attends over keys and values of which a file holds most; None: they cannot spill here."""
