@@ -107,7 +107,7 @@ def residuals(device: Any, small: bool) -> str:
         data = delta.encode(blocks, substitute).to(device.where)
         there = {key: tensor.to(device.where) for key, tensor in substitute.items()}
         out = torch.full_like(blocks, torch.nan, device=device.where)
-        found = device.decode(delta, Encoded(data, *blocks.shape[:2], torch.bfloat16, there), out).cpu()
+        found = device.decode(delta, Encoded(data, *blocks.shape[:2], weight.dtype, there), out).cpu()
         differ = int((found.view(torch.int16) != blocks.view(torch.int16)).sum())
         wrong += [f"{name}: {differ} of {blocks.numel()}"] if differ else []
     return "; ".join([*wrong, *together(device, blocks, substitute)])

@@ -28,10 +28,15 @@ def test_the_built_in_model_tells_what_a_layer_takes(tmp_path: Path, monkeypatch
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
     monkeypatch.setattr(yardstick, "SAMPLE", (256, 256))
     monkeypatch.setattr(yardstick, "TOKENS", 8)
-    found = yardstick.measure()
-    assert min(found.copy_rate, found.rebuilt_rate, found.plain_rate) > 1e6
-    assert found.level_layer > 0 and found.pass_layer > 0 and found.part_seconds > 0
-    assert min(asdict(found).values()) >= 0
+    seen: dict[str, float] = {}
+    # differences of a few tokens' seconds: on a busy machine one may come out as nothing, but not each time
+    for _ in range(6):
+        found = yardstick.measure()
+        assert min(found.copy_rate, found.rebuilt_rate, found.plain_rate) > 1e6 and min(asdict(found).values()) >= 0
+        seen = {name: max(value, seen.get(name, 0.0)) for name, value in asdict(found).items()}
+        if min(seen[name] for name in ("level_layer", "pass_layer", "part_seconds")) > 0:
+            return
+    pytest.fail(f"rounds of the built-in model tell nothing of a layer: {seen}")
 
 
 def test_what_rounds_take_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

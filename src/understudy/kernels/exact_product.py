@@ -115,7 +115,8 @@ class BlockProduct:
             self._told_bytes = run_bytes
             for told, first in zip(self._described, self._given, strict=True):
                 told.given = first // width * run_bytes
-        registers = shapes(min(height, ROWS), self.columns) if self.amx else None
+        # a run of columns of operands that have numbers of their own may end within a tile, as all their columns may not
+        registers = shapes(min(height, ROWS), width if self._apart else self.columns) if self.amx else None
         # in the order of its fields, which takes less time than by their names
         run = ExactRun(
             0, self._count, self._address, self.columns, rows, width, x.data_ptr(), row_bytes, run_bytes,

@@ -19,6 +19,8 @@ import triton.language as tl
 from understudy.kernels.gpu import residual
 
 delta = codec("delta")
+# those of float16 take one kernel more (`test_trailing`)
+BRAINS = [name for name, weight in TENSORS.items() if weight.dtype == torch.bfloat16]
 
 
 @pytest.fixture(autouse=True, params=[4])
@@ -51,7 +53,7 @@ def test_ordinary_weights(spec: str) -> None:
     assert kind == 1 and stream > 0 and exceptions > 0
 
 
-@pytest.mark.parametrize("name", TENSORS)
+@pytest.mark.parametrize("name", BRAINS)
 @pytest.mark.parametrize("spec", ["int2", "int3", "int4", "int6", "int8"])
 def test_adversarial_weights(spec: str, name: str) -> None:
     weight = TENSORS[name]
