@@ -479,7 +479,7 @@ MUTATIONS = (
     Mutation("all tiles of heads over states are the first one on a GPU", "kernels/gpu/attention.py", "tl.program_id(1) % TILES * M + tl.arange(0, M)", "tl.arange(0, M)", "tests/kernels/gpu/test_attention.py"),
     Mutation("what positions turn of a state's key is left out on a GPU", "kernels/gpu/attention.py", "scores += _dot(beside, tl.trans(rest), WIDE)", "scores += 0", "tests/kernels/gpu/test_attention.py"),
     Mutation("a drafted state is kept before its norm on a GPU", "kernels/gpu/draft_states.py", "kept = state * factor *", "kept = state *", "tests/kernels/gpu/test_draft_states.py"),
-    Mutation("a node's own state is not seen in a GPU's level", "kernels/gpu/draft_states.py", "tl.minimum(begin + each, position + 1)", "tl.minimum(begin + each, position)", "tests/kernels/gpu/test_draft_states.py"),
+    Mutation("a node's own state is not seen in a GPU's level", "kernels/gpu/draft_states.py", "stretch(position, position + 1, share,", "stretch(position, position, share,", "tests/kernels/gpu/test_draft_states.py"),
     Mutation("a query over states is not turned on a GPU", "kernels/gpu/draft_states.py", "EACH, DIM - SIZE, T, False, ANGLES, TURNED,", "EACH, DIM - SIZE, T, False, ANGLES, 0,", "tests/kernels/gpu/test_draft_states.py"),
     Mutation("all heads on a GPU have the first one's matrix", "kernels/gpu/exact_product.py", "weights + (head * outputs + side[None, :])", "weights + (0 * outputs + side[None, :])", "tests/kernels/gpu/test_head_products.py"),
     Mutation("a GPU keeps keys and values in the place of states", "devices/accelerator.py", "self.triton = self.attends_over_states = not without_triton", "self.triton, self.attends_over_states = not without_triton, False", "tests/devices/test_states_fake.py"),

@@ -34,7 +34,7 @@ def test_each_head_has_a_matrix_of_its_own(sizes: tuple[int, int, int], rows: in
 
 @pytest.mark.parametrize("amx", WAYS)
 @pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1, 33])
-@pytest.mark.parametrize("columns", [64, RUN, RUN + 64, 2 * RUN + 64])
+@pytest.mark.parametrize("columns", [64, RUN, RUN + 64, 2 * RUN + 64, RUN + 16])
 def test_operands_with_numbers_of_their_own_give_what_each_gives_alone(rows: int, columns: int, amx: bool) -> None:
     torch.manual_seed(rows)
     blocks = [block(torch.randn(100, columns).bfloat16()) for _ in range(3)]

@@ -17,7 +17,7 @@ from numba.np import numpy_support
 from torch import Tensor
 
 from . import float_product, team
-from .amx_dot import ROWS, amx_sums, configure, has_amx, release, shapes
+from .amx_dot import COLUMNS, ROWS, amx_sums, configure, has_amx, release, shapes
 from .bfdot import LAID, MOST, ahead, columns_dot, lay_columns, to_brain
 from .compiled import FIRST, compiled, machine_code
 from .cut_rows import cut_rows
@@ -71,8 +71,9 @@ class BlockProduct:
         # numbers in a row that is given
         self.given_columns = self._given[-1] + self.columns
         if apart:
-            # Rows that are cut have whole runs of columns for each operand.
-            self.width = next(width for width in range(self.width // 2 * 2, 0, -2) if self.columns % width == 0)
+            # Rows that are cut have whole runs of columns for each operand, and only the last run may end within a tile of AMX.
+            widths = range(self.width // COLUMNS * COLUMNS, 0, -COLUMNS)
+            self.width = next((width for width in widths if self.columns % width == 0), self.columns)
         assert all(op.columns == self.columns and self.width % op.group == 0 for op, _ in operands)
         self.end = max(first + op.blocks for op, first in operands)
         self._described = (ExactOperand * len(operands))(
@@ -115,8 +116,7 @@ class BlockProduct:
             self._told_bytes = run_bytes
             for told, first in zip(self._described, self._given, strict=True):
                 told.given = first // width * run_bytes
-        # a run of columns of operands that have numbers of their own may end within a tile, as all their columns may not
-        registers = shapes(min(height, ROWS), width if self._apart else self.columns) if self.amx else None
+        registers = shapes(min(height, ROWS), self.columns) if self.amx else None
         # in the order of its fields, which takes less time than by their names
         run = ExactRun(
             0, self._count, self._address, self.columns, rows, width, x.data_ptr(), row_bytes, run_bytes,

@@ -113,15 +113,8 @@ def _attend(
 ):  # fmt: skip
     node, head, share = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     position, prefix = tl.load(positions + node), tl.load(prefixes + node)
-    low = position * 0
-    if WINDOWED:
-        low = tl.maximum(position + 1 - window, 0)
-    seen = position - low
-    shares = tl.minimum(tl.maximum((seen + WORTH - 1) // WORTH, 1), SHARES)
+    begin, end, shares = stretch(position, position, share, window, SHARES, WORTH, WINDOWED)
     if share < shares:
-        each = (seen + shares - 1) // shares
-        begin = low + share * each
-        end = tl.minimum(begin + each, position)
         slab = (tl.load(rows + node) * KV + head) * places
         g, d = tl.arange(0, M), tl.arange(0, S)
         query = turned_rows(
@@ -156,6 +149,22 @@ def _attend(
             out + lines[:, None] * SIZE + d[None, :], held, scratch, counters, node * KV + head, share, shares, top, total, sums,
             sink, M, S, SHARES,
         )  # fmt: skip
+
+
+@triton.jit
+def stretch(
+    position, end, share, window, SHARES: tl.constexpr, WORTH: tl.constexpr, WINDOWED: tl.constexpr
+):  # fmt: skip
+    """The positions that `share` goes through of those below `end` that a node at `position` sees, from the first to before the
+    last; and how many shares have any."""
+    low = position * 0
+    if WINDOWED:
+        low = tl.maximum(position + 1 - window, 0)
+    seen = end - low
+    shares = tl.minimum(tl.maximum((seen + WORTH - 1) // WORTH, 1), SHARES)
+    each = (seen + shares - 1) // shares
+    begin = low + share * each
+    return begin, tl.minimum(begin + each, end), shares
 
 
 @triton.jit

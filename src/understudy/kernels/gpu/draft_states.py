@@ -17,7 +17,7 @@ from ...tree import Nodes
 from ..state_form import StateForm, StateRows
 from . import INTERPRETED
 from .attention import LEAST, key_sizes, through
-from .draft_layer import BUSY, PAIRS, WORTH, hand_in, scratch_of, shared_out
+from .draft_layer import BUSY, PAIRS, WORTH, hand_in, scratch_of, shared_out, stretch
 from .draft_product import running
 from .turned_heads import turned_rows
 
@@ -97,15 +97,8 @@ def _attend_states(
     """`asked` [n, HEADS, SIZE] meet the states; what follows in lines of EACH numbers, at `queries`, is turned here."""
     node, tile, share = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     position, prefix = tl.load(positions + node), tl.load(prefixes + node)
-    low = position * 0
-    if WINDOWED:
-        low = tl.maximum(position + 1 - window, 0)
-    seen = position + 1 - low
-    shares = tl.minimum((seen + WORTH - 1) // WORTH, SHARES)
+    begin, end, shares = stretch(position, position + 1, share, window, SHARES, WORTH, WINDOWED)
     if share < shares:
-        each = (seen + shares - 1) // shares
-        begin = low + share * each
-        end = tl.minimum(begin + each, position + 1)
         slab = tl.load(rows + node) * places
         g, d = tile * M + tl.arange(0, M), tl.arange(0, S)
         lines = node * HEADS + g
