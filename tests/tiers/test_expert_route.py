@@ -109,6 +109,18 @@ def test_what_all_passes_use_comes_without_a_word_and_experts_do_not() -> None:
     assert [route.next() for _ in range(3)] == [6, 0, 1], "no expert of this layer has rows"
 
 
+def test_a_hint_that_comes_early_says_that_nothing_before_it_is_used() -> None:
+    """The ring is full of what the pass before had no use for, so that the route stands before a leg that is chosen from."""
+    route = route_of((CHOSEN, 1), (DENSE, 1), (CHOSEN, 1), (DENSE, 2))
+    route.hint([1])
+    assert route.next() == 1
+    route.hint([2])
+    assert [route.next() for _ in range(2)] == [2, 3]
+    # nobody goes to the expert of the first layer
+    route.hint([1])
+    assert [route.next() for _ in range(3)] == [4, 1, None]
+
+
 def test_layers_of_which_nothing_but_experts_streams() -> None:
     route = route_of((CHOSEN, 3), (CHOSEN, 3))
     assert route.next() is None

@@ -30,30 +30,42 @@ class ExpertRoute:
         self._at, self._place = 0, 0
         # chosen and not named yet
         self._chosen: deque[int] = deque()
+        # where a part lies that was hinted before it got so far: of what is chosen from on the way nothing is used
+        self._hinted: tuple[int, int] | None = None
 
     def next(self) -> int | None:
         if self._chosen:
             return self._chosen.popleft()
-        while not self.legs[self._at].chosen:
-            parts = self.legs[self._at].parts
-            if self._place < len(parts):
+        while True:
+            leg = self.legs[self._at]
+            if leg.chosen:
+                if self._hinted is None:
+                    return None
+                self._go(*self._hinted)
+                continue
+            if self._hinted is not None and self._hinted[0] == self._at and self._hinted[1] >= self._place:
+                self._hinted = None
+            if self._place < len(leg.parts):
                 self._place += 1
-                return parts[self._place - 1]
+                return leg.parts[self._place - 1]
             self._go(self._at + 1)
-        return None
 
     def hint(self, parts: Sequence[int]) -> None:
         if not parts:
             return
         at, place = self._places[parts[0]]
+        self._hinted = None
         if self.legs[at].chosen:
             self._chosen.extend(parts)
             self._go(at + 1)
         elif self.legs[self._at].chosen and not self._chosen:
             self._go(at, place)
+        else:
+            self._hinted = at, place
 
     def rewind(self) -> None:
         self._chosen.clear()
+        self._hinted = None
         self._go(0)
 
     def _go(self, at: int, place: int = 0) -> None:

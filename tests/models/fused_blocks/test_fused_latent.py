@@ -61,8 +61,8 @@ def test_sizes_that_do_not_go_together_are_found() -> None:
 def test_on_a_device_they_draft_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, "youtu", torch.bfloat16, num_hidden_layers=2, q_lora_rank=64, **EVEN)
     found = drafted_on_a_device(tmp_path, monkeypatch)
-    # of each block: what comes of its input, queries, what comes of the latent state, output, and the MLP; then the head
-    assert found.count("multiply") == 2 * 6 + 1 and found.count("_attend") == 2
+    # of each block: what comes of its input, queries, output, and the MLP; then the head
+    assert found.count("multiply") == 2 * 5 + 1 and found.count("_attend_states") == found.count("_keep") == 2
 
 
 def test_modules_of_other_sizes_or_names_are_none(tmp_path: Path) -> None:
