@@ -1,6 +1,5 @@
 """Other forms of the 4-bit product, in the interpreter: each is the product, and leaves it as it was."""
 
-
 import pytest
 import torch
 

@@ -35,7 +35,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: Atte
     sizes = key_sizes(keys, values)
     assert keys.dtype == values.dtype
     query = query.contiguous()
-    tail, width = (nodes.tail.contiguous(), nodes.tail.shape[1]) if nodes.tail.numel() else (nodes.positions, 0)
+    tail, width = beyond(nodes)
     narrow = query.dtype == keys.dtype == torch.bfloat16
     together = LEAST if sizes["INSIDE"] else max(LEAST, triton.next_power_of_2(group))
     tiles = triton.cdiv(group, together)
@@ -49,6 +49,12 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: Atte
         enable_fp_fusion=True,
     )  # fmt: skip
     return out
+
+
+def beyond(nodes: Nodes) -> tuple[Tensor, int]:
+    """The slots of what each node sees past its prefix, and how many a line of them has. Where none has any, some numbers that
+    no kernel reads."""
+    return (nodes.tail.contiguous(), nodes.tail.shape[1]) if nodes.tail.numel() else (nodes.positions, 0)
 
 
 def key_sizes(keys: Tensor, values: Tensor) -> dict[str, int | bool]:

@@ -16,7 +16,7 @@ from ...layer_states import FullState
 from ...tree import Nodes
 from ..state_form import StateForm, StateRows
 from . import INTERPRETED
-from .attention import LEAST, key_sizes, through
+from .attention import LEAST, beyond, key_sizes, through
 from .draft_layer import BUSY, PAIRS, WORTH, hand_in, scratch_of, shared_out, stretch
 from .draft_product import running
 from .turned_heads import turned_rows
@@ -51,7 +51,7 @@ class StateAttention:
         tiles = triton.cdiv(heads, LEAST)
         shares = shared_out(count * tiles, places, running(query.device, BUSY))
         scratch = scratch_of(count * tiles * shares, LEAST, sizes["S"], query.device)
-        tail, width = (nodes.tail.contiguous(), nodes.tail.shape[1]) if nodes.tail.numel() else (nodes.positions, 0)
+        tail, width = beyond(nodes)
         out, narrow = query.new_empty(count, heads * form.rank), query.dtype == keys.dtype == torch.bfloat16
         sinks = cosines if form.heads.sinks is None else form.heads.sinks
         _attend_states[(count, tiles, shares)](
